@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,7 +200,9 @@ def test_mean_frozen_counts(ranks):
     for row, k in zip(share, ks, strict=True):
         expected = [sum(run[i] <= k for run in ranks) / len(ranks) for i in range(6)]
         assert row.tolist() == pytest.approx(expected)
-        assert torch.equal(mean_frozen(ranks, k), row)
+        assert torch.equal(mean_frozen(torch.tensor(ranks), k), row)
+    labelled = xr.Dataset({"ranks": (("run", "parameter"), ranks), "k": ks})
+    assert torch.equal(mean_frozen(labelled["ranks"], labelled["k"]), share)
 
 
 @given(scores_of_a_model, st.integers(0, 1000))

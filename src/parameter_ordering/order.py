@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,7 +109,7 @@ def mean_frozen(ranks, k) -> Tensor:
     r"""The mean :math:`\hat\alpha(k)` of :math:`\alpha(k)` over runs (section 3 of the paper).
 
     Args:
-        ranks: array or tensor of shape (runs, p), a permutation of 1 ... p in each row.
+        ranks: array-like of shape (runs, p), a permutation of 1 ... p in each row.
         k: one number of frozen parameters, or several.
 
     Returns:
@@ -122,7 +123,8 @@ def mean_frozen(ranks, k) -> Tensor:
     tensor([[0.5000, 0.5000, 0.0000],
             [0.5000, 0.5000, 1.0000]], dtype=torch.float64)
     """
-    ranks, k = torch.as_tensor(ranks), torch.as_tensor(k)
+    # By way of numpy torch reads what has labelled axes too.
+    ranks, k = (v if isinstance(v, Tensor) else torch.from_numpy(np.array(v)) for v in (ranks, k))
     if ranks.ndim != 2 or len(ranks) == 0:
         raise ValueError(f"ranks must be of shape (runs, p), got {tuple(ranks.shape)}")
     for number in k.flatten().tolist():
@@ -191,7 +193,8 @@ def _kth_smallest(flat: Tensor, k: int) -> Tensor:
     return values[k - 1 : k].clone()
 
 
-_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, {30: 0xBF58476D1CE4E5B9, 27: 0x94D049BB133111EB}
+_GOLDEN = 0x9E3779B97F4A7C15
+_SHIFTS_AND_FACTORS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def _tie_breaks(places: Tensor, seed: int) -> Tensor:
@@ -202,14 +205,12 @@ def _tie_breaks(places: Tensor, seed: int) -> Tensor:
     the integers modulo 2**64, found for any place without those before it, on any device.
     """
     z = places.add_(1).mul_(_GOLDEN - 2**64).add_(seed)
-    for shift, factor in _FACTORS.items():
-        z.bitwise_xor_(_shift_right(z, shift)).mul_(factor - 2**64)
-    return z.bitwise_xor_(_shift_right(z, 31))
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift in zeros: torch's shift of int64 copies the sign."""
-    return (z >> bits).bitwise_and_((1 << 64 - bits) - 1)
+    shifted = torch.empty_like(z)
+    for shift, factor in _SHIFTS_AND_FACTORS:
+        # Torch's shift of int64 copies the sign into the high bits, where zeros belong.
+        torch.bitwise_right_shift(z, shift, out=shifted).bitwise_and_((1 << 64 - shift) - 1)
+        z.bitwise_xor_(shifted).mul_(factor - 2**64 if factor >> 63 else factor)
+    return z
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:
