@@ -1,0 +1,101 @@
+"""Many models as one module.
+
+The parameters of an ensemble have two leading axes, (runs, variants), and keep the names that they
+have in a single model. Inputs are (R, 1 or V, S, n), outputs (R, V, S, K). The loss of an ensemble is
+the sum of the losses of its models, so the gradient of each model is its own, and any elementwise
+torch optimizer trains all of them at once.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+ENSEMBLE_DIMS = 2
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` of R x V models: weight (R, V, out, in) and bias (R, V, out).
+
+    An input (R, 1, S, in) is shared by the variants: their weights then stand side by side in one
+    product [W_1; ...; W_V] X^T. The output (R, V, S, out) has the sample as its fastest axis in memory,
+    which leaves nothing to transpose in the products of the backward pass either.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = weight.shape[-1], weight.shape[-2]
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        runs, variants, out, _ = self.weight.shape
+        first, last = (1, 2) if x.size(1) == 1 else (0, 1)
+        weight = self.weight.flatten(first, last)
+        x = x.flatten(0, 1).mT.expand(len(weight), -1, -1)
+        if self.bias is None:
+            y = torch.bmm(weight, x)
+        else:
+            y = torch.baddbmm(self.bias.reshape(*weight.shape[:2], 1), weight, x)
+        return y.view(runs, variants, out, -1).mT
+
+
+def stack(models: Sequence[nn.Module]) -> nn.Module:
+    """One module with parameters (R, 1, ...) from R models of the same structure.
+
+    Raises
+    ------
+    TypeError
+        if a model has parameters outside ``nn.Linear``, the only layer that is stacked.
+    """
+    stacked = copy.deepcopy(models[0])
+    covered = set()
+    for name, layer in models[0].named_modules():
+        if isinstance(layer, nn.Linear):
+            layers = [model.get_submodule(name) for model in models]
+            weight = torch.stack([each.weight.detach() for each in layers]).unsqueeze(1)
+            bias = None
+            if layer.bias is not None:
+                bias = torch.stack([each.bias.detach() for each in layers]).unsqueeze(1)
+            stacked.set_submodule(name, Linear(weight, bias))
+            covered.update(id(parameter) for parameter in layer.parameters())
+    for name, parameter in models[0].named_parameters():
+        if id(parameter) not in covered:
+            raise TypeError(f"parameter {name!r} is not of an nn.Linear: only these can be stacked")
+    return stacked
+
+
+@torch.no_grad()
+def branch(model: nn.Module, optimizer: torch.optim.Optimizer, variants: int) -> None:
+    """Give each run of an ensemble (R, 1, ...) ``variants`` copies, optimizer state alike, in place."""
+
+    def expand(tensor: Tensor) -> Tensor:
+        return tensor.expand(-1, variants, *tensor.shape[2:]).contiguous()
+
+    for parameter in model.parameters():
+        shape = parameter.shape
+        parameter.data, parameter.grad = expand(parameter), None
+        for key, value in optimizer.state[parameter].items():
+            if torch.is_tensor(value) and value.shape == shape:
+                optimizer.state[parameter][key] = expand(value)
+
+
+def summed(per_sample: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of an ensemble: mean over samples (2.3), summed over models."""
+    return lambda output, target: per_sample(output, target).mean(-1).sum()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    per_sample: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    chunk: int = 1000,
+) -> Tensor:
+    """Loss (2.3) of every model, (R, V), on objects x (m, n) with answers y (m,)."""
+    total = 0
+    for rows, answers in zip(x.split(chunk), y.split(chunk), strict=True):
+        total = total + per_sample(model(rows[None, None]), answers).sum(-1, dtype=torch.float64)
+    return total / len(x)

@@ -1,0 +1,291 @@
+"""The settings and results of an experiment (section 3)."""
+
+import json
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from typing import ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from joblib import Parallel, delayed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from parameter_ordering.covariance import GradientCovariance
+from parameter_ordering.data import Data
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
+from parameter_ordering.orders import ORDERS
+from parameter_ordering.protocol import (
+    Diverged,
+    Minibatches,
+    build_all,
+    freeze_and_train,
+    seeds,
+    train_to_t0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """Settings of an experiment, checked; :meth:`run` executes it.
+
+    Attributes:
+        runs: how many independent runs; 25 in the paper.
+        t0: iterations before the freeze.
+        iterations: iterations after the freeze.
+        S: minibatch size.
+        lr: learning rate of Adam.
+        grid: how many values of k, in equal steps from 0 to p.
+        orders: which orders to compare, names out of ``ORDERS``.
+        shared_weights: whether all runs start from the same weights.
+        seed: of weights, minibatches and random orders.
+        data_seed: of the data set or of its split.
+        shard: how many runs are trained together, as one ensemble.
+        device: where to train.
+    """
+
+    name: ClassVar[str]
+    runs: int = 25
+    t0: int = 500
+    iterations: int = 1000
+    S: int = 32
+    lr: float = 1e-3
+    grid: int = 21
+    orders: tuple[str, ...] = (
+        "covariance",
+        "random",
+        "random_shared",
+        "random_within_tensors",
+        "covariance_descending",
+    )
+    shared_weights: bool = False
+    seed: int = 0
+    data_seed: int = 0
+    shard: int = 5
+    device: str = "cpu"
+
+    def __new__(cls, **settings):
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no setting {name!r}; it has {', '.join(known)}")
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif field.type in (int, float, bool, str) and type(value) is not field.type:
+                raise TypeError(f"{field.name} must be {field.type.__name__}, got {value!r}")
+        object.__setattr__(self, "orders", tuple(self.orders))
+        least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        for order in self.orders:
+            if order not in ORDERS:
+                raise ValueError(f"unknown order {order!r}; known are {', '.join(ORDERS)}")
+        if not self.orders or len(set(self.orders)) < len(self.orders):
+            raise ValueError(f"orders must be distinct and at least one, got {self.orders}")
+
+    @abstractmethod
+    def data(self) -> Data:
+        """The data set that ``data_seed`` gives."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """One model with fresh weights."""
+
+    @staticmethod
+    @abstractmethod
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample (2.3)."""
+
+    @property
+    def p(self) -> int:
+        """Number of parameters of the model."""
+        return sum(w.numel() for w in self.build().parameters())
+
+    @property
+    def k(self) -> list[int]:
+        """Numbers of frozen parameters: ``grid`` equal steps from 0 to p."""
+        return np.linspace(0, self.p, self.grid).round().astype(int).tolist()
+
+    def replace(self, **settings) -> "Experiment":
+        """The same experiment with other settings."""
+        return replace(self, **settings)
+
+    def run(self, progress: bool = True, jobs: int = 1) -> xr.Dataset:
+        """Train, order, freeze and train on; every run, order and k.
+
+        Args:
+            progress: whether to show a progress bar with the mean loss and the time left.
+            jobs: how many shards of runs to train side by side, in processes of their own.
+
+        Returns:
+            ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
+            ``ranks`` (order, run, parameter): I at t0;
+            ``variance`` (run, parameter): diag(C_t0) of (2.6);
+            ``exact_variance`` (run, parameter): of the gradients of all training objects at w_t0;
+            ``w0`` and ``w`` (run, parameter): the weights at the start and at t0;
+            ``w_true`` (feature), where (3.1) drew it.
+
+        Raises:
+            ValueError: for S above the number of training objects.
+            FloatingPointError: when a loss is no longer finite; run, order, k and iteration are
+                named.
+        """
+        data = self.data()
+        self._check_data(data)
+        shards = [
+            range(start, min(start + self.shard, self.runs))
+            for start in range(0, self.runs, self.shard)
+        ]
+        steps = self.t0 + self.iterations
+        with tqdm(total=len(shards) * steps, disable=not progress, desc=self.name) as bar:
+            if jobs == 1:
+
+                def tick(loss: float) -> None:
+                    bar.update()
+                    if bar.n % 50 == 0:
+                        bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+
+                results = [self._shard(shard, tick) for shard in shards]
+            else:
+                parallel = Parallel(n_jobs=jobs, return_as="generator")
+                results = []
+                for result in parallel(delayed(self._shard)(shard) for shard in shards):
+                    results.append(result)
+                    bar.update(steps)
+        return xr.concat(results, "run", data_vars="minimal").assign_attrs(self._attributes(data))
+
+    def learning_curve(self, points: int = 50, progress: bool = True) -> xr.Dataset:
+        """Loss (split, run, iteration) of training with nothing frozen, t0 + iterations long."""
+        data, runs = self.data(), range(self.runs)
+        self._check_data(data)
+        model, minibatches = self._start(data, runs)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
+        steps = self.t0 + self.iterations
+        marks = np.unique(np.linspace(0, steps, points + 1).round().astype(int)).tolist()
+        curves, t = [], 0
+        with _one_thread(), tqdm(total=steps, disable=not progress, desc=self.name) as bar:
+            for mark in marks:
+                for _ in range(mark - t):
+                    x, y = next(minibatches)
+                    optimizer.zero_grad()
+                    summed(self.loss)(model(x), y).backward()
+                    optimizer.step()
+                bar.update(mark - t)
+                t = mark
+                curves.append(self._evaluate(model, data)[..., 0])
+        loss = np.stack(curves, -1)
+        return xr.Dataset(
+            {"loss": (("split", "run", "iteration"), loss)},
+            {"split": ["train", "test"], "run": list(runs), "iteration": marks},
+            self._attributes(data),
+        )
+
+    def _attributes(self, data: Data) -> dict[str, str]:
+        provenance = {
+            "experiment": self.name,
+            "settings": asdict(self),
+            "data": {"name": repr(data), "sha256": data.checksum},
+            "versions": {name: version(name) for name in ("parameter-ordering", "torch", "numpy")},
+            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        }
+        return {"provenance": json.dumps(provenance)}
+
+    def _check_data(self, data: Data) -> None:
+        if self.S > len(data.x_train):
+            raise ValueError(f"S = {self.S}, but there are {len(data.x_train)} training objects")
+
+    def _start(self, data: Data, runs: Sequence[int]) -> tuple[nn.Module, Minibatches]:
+        weight_seeds = seeds(self.seed, "weights", [0] * len(runs) if self.shared_weights else runs)
+        model = build_all(self.build, weight_seeds).to(self.device)
+        x, y = data.x_train.to(self.device), data.y_train.to(self.device)
+        return model, Minibatches(x, y, self.S, seeds(self.seed, "minibatches", runs))
+
+    def _evaluate(self, model: nn.Module, data: Data) -> np.ndarray:
+        parts = ((data.x_train, data.y_train), (data.x_test, data.y_test))
+        losses = [
+            evaluate(model, self.loss, x.to(self.device), y.to(self.device)) for x, y in parts
+        ]
+        return torch.stack(losses).cpu().numpy()
+
+    def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
+        with _one_thread():
+            data = self.data()
+            model, minibatches = self._start(data, runs)
+            own = seeds(self.seed, "own order", runs)
+            common = seeds(self.seed, "common order", [0])[0]
+            trained = train_to_t0(
+                model, self.loss, minibatches, self.t0, self.lr, own, common, False, tick
+            )
+            ranks = [ORDERS[order](trained) for order in self.orders]
+            exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
+            x, y = minibatches.x[None, None], minibatches.y[None, None]
+            x = x.expand(len(runs), -1, -1, -1)
+            exact.update(summed(self.loss), x, y)
+            at_t0 = {
+                "variance": _flat(trained.covariance.diagonal()),
+                "exact_variance": _flat(exact.diagonal()),
+                "w0": _flat(trained.start),
+                "w": _flat(dict(model.named_parameters())),
+            }
+            at_t0 = {name: (("run", "parameter"), values) for name, values in at_t0.items()}
+            layout = _layout(self.build())
+            k = self.k
+            model = freeze_and_train(
+                trained, ranks, k, self.loss, minibatches, self.iterations, tick
+            )
+            loss = self._evaluate(model, data).reshape(2, len(runs), len(self.orders), len(k))
+        variables = {
+            "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
+            "ranks": (
+                ("order", "run", "parameter"),
+                np.stack([_flat(each).astype(np.int32) for each in ranks]),
+            ),
+            **at_t0,
+        }
+        if data.w is not None:
+            variables["w_true"] = ("feature", data.w.numpy())
+        coordinates = {
+            "split": ["train", "test"],
+            "order": list(self.orders),
+            "run": list(runs),
+            "k": k,
+            **layout,
+        }
+        return xr.Dataset(variables, coordinates)
+
+
+def _layout(model: nn.Module) -> dict:
+    """Coordinates of the p parameters: the tensor of each, and its place there, in row order."""
+    tensors = {name: w.numel() for name, w in model.named_parameters()}
+    names = np.repeat(list(tensors), list(tensors.values()))
+    places = np.concatenate([np.arange(size) for size in tensors.values()])
+    return {"tensor": ("parameter", names), "place": ("parameter", places)}
+
+
+def _flat(tensors) -> np.ndarray:
+    """Tensors (R, 1, ...) by name as one array (R, p), in the order of ``named_parameters``."""
+    return torch.cat([t.detach().flatten(1) for t in tensors.values()], 1).cpu().numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: shards run side by side, and results do not depend on how many cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,132 @@
+"""The paper's experiment on R runs at once: train to t0, put in order, freeze, train on."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parameter_ordering.covariance import GradientCovariance
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
+from parameter_ordering.freezing import freeze
+from parameter_ordering.masked_adam import MaskedAdam
+from parameter_ordering.orders import Ranks, Trained
+
+_PURPOSES = ("weights", "minibatches", "own order", "common order")
+Loss = Callable[[Tensor, Tensor], Tensor]
+Tick = Callable[[float], None]
+
+
+def seeds(seed: int, purpose: str, runs: Sequence[int]) -> list[int]:
+    """One independent seed a run: it depends on nothing but ``seed``, purpose and run number."""
+    entropy = [(seed, _PURPOSES.index(purpose), run) for run in runs]
+    return [int(np.random.SeedSequence(each).generate_state(1)[0]) for each in entropy]
+
+
+def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn.Module:
+    """An ensemble (R, 1, ...) of models, each built from its own seed."""
+    models = []
+    for seed in weight_seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            models.append(build())
+    return stack(models)
+
+
+class Minibatches(Iterator[tuple[Tensor, Tensor]]):
+    """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own shuffled epochs.
+
+    An epoch visits its objects in random order; the last, incomplete minibatch is left out.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
+        self.x, self.y, self.S = x, y, S
+        self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
+        self._epoch, self._start = None, len(x)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if self._start + self.S > len(self.x):
+            epoch = [torch.randperm(len(self.x), generator=each) for each in self._generators]
+            self._epoch, self._start = torch.stack(epoch).to(self.x.device), 0
+        rows = self._epoch[:, None, self._start : self._start + self.S]
+        self._start += self.S
+        return self.x[rows], self.y[rows]
+
+
+class Diverged(ArithmeticError):
+    """The loss of a model is no longer finite: run and variant count from 0 in the ensemble."""
+
+    def __init__(self, run: int, variant: int, loss: float):
+        super().__init__(run, variant, loss)
+        self.run, self.variant, self.loss = run, variant, loss
+
+
+def check_finite(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> None:
+    """Raise :class:`Diverged` if the loss of the ensemble is not finite."""
+    if total.isfinite():
+        return
+    with torch.no_grad():
+        each = loss(model(x), y).mean(-1)
+    run, variant = (~each.isfinite()).nonzero()[0].tolist()
+    raise Diverged(run, variant, each[run, variant].item())
+
+
+def train_to_t0(
+    model: nn.Module,
+    loss: Loss,
+    minibatches: Minibatches,
+    t0: int,
+    lr: float,
+    run_seeds: Sequence[int],
+    common_seed: int,
+    all_samples: bool,
+    tick: Tick,
+) -> Trained:
+    """t0 iterations of Adam, with C estimated at each (2.6)."""
+    start = {name: w.detach().clone() for name, w in model.named_parameters()}
+    optimizer = MaskedAdam(model.named_parameters(), lr=lr, fused=True)
+    covariance = GradientCovariance(model, ensemble_dims=ENSEMBLE_DIMS)
+    variance = None
+    if all_samples:
+        variance = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
+    for _ in range(t0):
+        x, y = next(minibatches)
+        if variance is not None:
+            variance.update(summed(loss), x, y)
+        total = covariance.update(summed(loss), x, y)
+        check_finite(total, model, loss, x, y)
+        optimizer.step()
+        tick(total.item() / len(x))
+    return Trained(model, start, optimizer, covariance, variance, run_seeds, common_seed)
+
+
+def freeze_and_train(
+    trained: Trained,
+    ranks: Sequence[Ranks],
+    k: Sequence[int],
+    loss: Loss,
+    minibatches: Minibatches,
+    iterations: int,
+    tick: Tick,
+) -> nn.Module:
+    """Branch every run into (order, k) variants, freeze the k first of each, train on.
+
+    Returns the ensemble (R, orders * k, ...). The variants of a run start from the same weights and
+    moments and see the same minibatches.
+    """
+    model, optimizer = trained.model, trained.optimizer
+    branch(model, optimizer, len(ranks) * len(k))
+    mask = {}
+    for name, w in model.named_parameters():
+        limits = torch.tensor(k, device=w.device).view(1, -1, *[1] * (w.ndim - ENSEMBLE_DIMS))
+        mask[name] = torch.cat([each[name] <= limits for each in ranks], dim=1)
+    freeze(optimizer, mask)
+    for _ in range(iterations):
+        x, y = next(minibatches)
+        optimizer.zero_grad()
+        total = summed(loss)(model(x), y)
+        check_finite(total, model, loss, x, y)
+        total.backward()
+        optimizer.step()
+        tick(total.item() / (len(x) * len(ranks) * len(k)))
+    return model
