@@ -1,0 +1,154 @@
+r"""What (2.6) estimates on a linear regression, in closed form.
+
+Objects :math:`x \sim N(0, I_n)`, answers :math:`y \sim N(w_*^T x, \sigma^2)`, loss
+:math:`(y - w^T x)^2`, and :math:`d = w - w_*`. The gradient at one object,
+:math:`g = 2 (d^T x - \varepsilon) x`, has
+
+.. math:: E\,g = 2 d, \qquad C = 4 \bigl((|d|^2 + \sigma^2) I + d d^T\bigr).
+
+Freezing the coordinates :math:`F` for good costs :math:`\sum_F d_j^2`: this is the signal that an
+order should see. In :math:`C_{jj} = 4 (|d|^2 + \sigma^2) + 4 d_j^2` it is one part in n, drowned in what
+all coordinates share. In the uncentred moment of the minibatch gradient,
+:math:`E\,g_{S,j}^2 = C_{jj} / S + 4 d_j^2`, averaging over S objects has removed most of that.
+
+Everything is for one coordinate j at a time and for a w that stands still. Arrays are of float64 and
+hold one value for each coordinate.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Cumulants(NamedTuple):
+    """Cumulants of the gradient at one object, each of shape (n,).
+
+    For a Gaussian gradient ``third`` and ``fourth`` are 0.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    third: np.ndarray
+    fourth: np.ndarray
+
+
+class Estimator(NamedTuple):
+    """What an estimate from one minibatch has for mean and variance, each of shape (n,)."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def gradient_covariance(d: np.ndarray, sigma: float) -> np.ndarray:
+    r"""The matrix :math:`C = 4 ((|d|^2 + \sigma^2) I + d d^T)`, shape (n, n).
+
+    By Isserlis' theorem :math:`E (d^T x)^2 x x^T = |d|^2 I + 2 d d^T`; the noise adds
+    :math:`\sigma^2 I`, the square of the mean takes :math:`d d^T` away.
+
+    >>> gradient_covariance(np.array([1.0, 0.0]), sigma=1.0)
+    array([[12.,  0.],
+           [ 0.,  8.]])
+    """
+    return 4 * ((d @ d + sigma**2) * np.eye(len(d)) + np.outer(d, d))
+
+
+def gradient_cumulants(d: np.ndarray, sigma: float) -> Cumulants:
+    r"""Cumulants of the gradient at one object, exactly.
+
+    :math:`g_j = 2 (d_j a^2 + \tau a b)` with :math:`a = x_j`, :math:`b` independent and standard
+    normal, and :math:`\tau^2 = |d|^2 - d_j^2 + \sigma^2`: a quadratic form of a matrix A with trace
+    :math:`2 d_j` and determinant :math:`-\tau^2`. Its cumulants are
+    :math:`2^{m-1} (m-1)!\, \mathrm{tr} A^m`.
+    """
+    tau2 = d @ d - d**2 + sigma**2
+    square = 4 * d**2 + 2 * tau2
+    cube = 8 * d**3 + 6 * d * tau2
+    fourth_power = 16 * d**4 + 16 * d**2 * tau2 + 2 * tau2**2
+    return Cumulants(2 * d, 2 * square, 8 * cube, 48 * fourth_power)
+
+
+def first_sample(c: Cumulants, S: int) -> Estimator:
+    r"""The paper's estimate :math:`(g_1 - g_S)^2`, (2.6).
+
+    Mean :math:`(1 - 1/S)\, C_{jj}`; variance
+    :math:`2 (1 - 1/S)^2 C_{jj}^2 + \bigl((1 - 1/S)^4 + (S - 1) / S^4\bigr) \kappa_4`.
+    """
+    share = 1 - 1 / S
+    heavy = (share**4 + (S - 1) / S**4) * c.fourth
+    return Estimator(share * c.variance, 2 * (share * c.variance) ** 2 + heavy)
+
+
+def all_samples(c: Cumulants, S: int) -> Estimator:
+    r"""The estimate :math:`\frac{1}{S} \sum_i (g_i - g_S)^2` from all objects of the minibatch.
+
+    Mean :math:`(1 - 1/S)\, C_{jj}`, as :func:`first_sample`; variance
+    :math:`(1 - 1/S)^2 \bigl(2 C_{jj}^2 / (S - 1) + \kappa_4 / S\bigr)`, for a Gaussian gradient
+    S - 1 times less.
+    """
+    share = 1 - 1 / S
+    noise = 2 * c.variance**2 / (S - 1) + c.fourth / S
+    return Estimator(share * c.variance, share**2 * noise)
+
+
+def uncentred(c: Cumulants, S: int) -> Estimator:
+    r"""The squared minibatch gradient :math:`g_S^2`, which Adam averages in :math:`v_t`.
+
+    Mean :math:`V + \mu^2` with :math:`V = C_{jj} / S` and :math:`\mu = E g_j`; variance
+    :math:`2 V^2 + 4 \mu^2 V + 4 \mu \kappa_3 / S^2 + \kappa_4 / S^3`. The square of a gradient
+    averaged over T iterations is the same with S T objects.
+    """
+    V = c.variance / S
+    noise = 2 * V**2 + 4 * c.mean**2 * V + 4 * c.mean * c.third / S**2 + c.fourth / S**3
+    return Estimator(V + c.mean**2, noise)
+
+
+def reliability(estimator: Estimator, iterations: float) -> float:
+    r"""How alike two runs see the coordinates, after averaging over ``iterations``.
+
+    The squared correlation, over coordinates, of the average with its mean, and so the correlation of
+    two independent averages: signal / (signal + noise / T) with the variance of the mean over
+    coordinates for signal and the mean of the variance for noise. All three means are affine in
+    :math:`d_j^2`, so this also is the squared correlation with :math:`d_j^2`.
+
+    >>> c = gradient_cumulants(np.linspace(0, 1, 200), sigma=1.0)
+    >>> [round(reliability(f(c, S=32), 2000), 2) for f in (first_sample, all_samples, uncentred)]
+    [0.0, 0.13, 0.93]
+    """
+    signal, noise = estimator.mean.var(), estimator.variance.mean()
+    return float(signal / (signal + noise / iterations))
+
+
+def iterations_to_see(estimator: Estimator, target: float = 0.5) -> float:
+    r"""Iterations after which :func:`reliability` is ``target``: noise / signal times odds of it.
+
+    For n coordinates :math:`d_j \sim N(0, s^2)` with :math:`\sigma^2 \ll |d|^2` and target 1/2 these
+    are about :math:`4 n^2` for the first sample, :math:`4 n^2 / S` for all samples, and
+    :math:`(n/S)^2 + 2 n/S + 3 n^2/S^3` for the uncentred moment.
+    """
+    noise, signal = estimator.variance.mean(), estimator.mean.var()
+    return float(noise / signal * target / (1 - target))
+
+
+def effective_iterations(beta: float, t: int) -> float:
+    r"""How many equal iterations an exponential average after t of them is worth.
+
+    :math:`(\sum_s a_s)^2 / \sum_s a_s^2` for the weights :math:`a_s = (1 - \beta) \beta^{t - s}` of
+    Adam's moments: 1 at first, at last :math:`(1 + \beta) / (1 - \beta)`.
+
+    >>> round(effective_iterations(0.9, 10_000)), round(effective_iterations(0.999, 10_000))
+    (19, 1999)
+    """
+    return (1 + beta) / (1 - beta) * (1 - beta**t) ** 2 / (1 - beta ** (2 * t))
+
+
+def growth(d: np.ndarray, order: np.ndarray) -> np.ndarray:
+    r"""Growth of the expected loss for k = 0 ... n frozen coordinates, all others at their optimum.
+
+    :math:`\sum_{j \in F} d_j^2` for the k first of ``order``, a permutation of 0 ... n - 1. No order
+    grows slower than that by :math:`|d_j|`, the oracle; a random one grows by
+    :math:`k |d|^2 / n` in the mean.
+
+    >>> growth(np.array([1.0, 3.0, 2.0]), order=np.array([0, 2, 1]))
+    array([ 0.,  1.,  5., 14.])
+    """
+    return np.concatenate([[0.0], np.cumsum(d[order] ** 2)])
