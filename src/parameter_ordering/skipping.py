@@ -1,0 +1,62 @@
+"""Not computing the gradient of what is frozen as a whole.
+
+A frozen parameter saves work only where a framework can leave something out, and torch leaves
+out whole tensors: a product of the backward pass for every weight, and the whole backward pass
+through the layers before the first one that still trains.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+from torch import Tensor
+from torch.nn import Parameter
+
+__all__ = ["skip_gradients"]
+
+
+def skip_gradients(
+    parameters: Iterable[tuple[str, Parameter]], mask: Mapping[str, Tensor]
+) -> ExitStack:
+    """Compute no gradient for the tensors that ``mask`` freezes as a whole.
+
+    Their ``requires_grad`` is off and their ``.grad`` is None until the returned stack is closed.
+    Every optimizer of torch passes over such parameters: no step, no decay, and their moments and
+    step counts wait. This adds speed to :func:`freeze`, it does not replace it: a mask freezes
+    single parameters too, and keeps tensors still that get a gradient in another way. Freeze
+    first, then skip; close before freezing anew.
+
+    If all that trains is frozen, the last tensor keeps its gradient, so that ``backward()`` of a
+    loss stays legal; it then costs little more than the forward pass. Buffers, such as the running
+    statistics of a batch norm, are no parameters and go on moving. Call it before wrapping a
+    model in ``DistributedDataParallel``, which looks at ``requires_grad`` only once.
+
+    Args:
+        parameters: pairs of name and parameter, as ``model.named_parameters()``.
+        mask: by name, True = frozen, of the shapes of the parameters.
+
+    Returns:
+        A context manager whose ``close()`` or exit sets ``requires_grad`` again.
+
+    Raises:
+        ValueError: if the mask names what is not among the parameters.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> mask = {"weight": torch.ones(1, 2, dtype=torch.bool)}
+    >>> with skip_gradients(model.named_parameters(), mask):
+    ...     model(torch.ones(3, 2)).sum().backward()
+    >>> model.weight.grad, model.bias.grad
+    (None, tensor([3.]))
+    >>> model.weight.requires_grad
+    True
+    """
+    parameters = dict(parameters)
+    if unknown := mask.keys() - parameters.keys():
+        raise ValueError(f"the mask names {sorted(unknown)}, which are no parameters")
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    whole = [name for name in trainable if name in mask and mask[name].all()]
+    skipped = ExitStack()
+    for name in whole[:-1] if whole == trainable else whole:
+        parameters[name].requires_grad_(False).grad = None
+        skipped.callback(parameters[name].requires_grad_, True)
+    return skipped
