@@ -1,0 +1,38 @@
+"""The notebook that Sphinx is given: the committed cells, with the outputs of the execution."""
+
+import nbformat
+
+from parameter_ordering.book.chapters import RECORD, Chapter, read, tags
+from parameter_ordering.book.provenance import folded
+from parameter_ordering.book.settings import BookError
+
+
+def page(chapter: Chapter) -> nbformat.NotebookNode:
+    """The chapter as it is to be shown.
+
+    Prose and layout come from the committed notebook, so that editing them executes nothing;
+    outputs come from the executed one, which has the same code cells.
+
+    Raises:
+        BookError: if the chapter is not up to date.
+    """
+    state = chapter.state()
+    notebook = nbformat.from_dict(chapter.notebook)
+    if state.name == "text":
+        return notebook
+    if state.runs:
+        raise BookError(f"{chapter.docname} is {state.name}: {state.why}")
+    executed = read(chapter.executed)
+    record = executed.metadata[RECORD]
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    ran = iter([cell for cell in ran if "injected-parameters" not in tags(cell)])
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            done = next(ran)
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+                cells.append(nbformat.v4.new_markdown_cell(folded(chapter, record)))
+    notebook.cells = cells
+    return notebook

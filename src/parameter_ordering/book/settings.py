@@ -1,0 +1,182 @@
+"""Where the book is, what is in it, and the profile it is built with; checked before anything runs.
+
+``chapters/parameters.yml`` holds a mapping from profile to chapter to parameters. The profile
+``paper`` needs no entry: what is not overridden is what the chapter's parameters cell says.
+"""
+
+import ast
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sphinx.errors import SphinxError
+from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
+
+from parameter_ordering.files import sha256
+
+JUPYTER_BOOK = "1.0.4.post1"
+PAPER = "paper"
+
+
+class BookError(SphinxError):
+    """The book cannot be built; the message says why and what to do."""
+
+    category = "The book cannot be built"
+
+
+class Settings:
+    """A book and the profile it is built with.
+
+    Args:
+        root: the folder of ``_toc.yml``.
+        profile: by default ``$PARAMETER_ORDERING_PROFILE``, or else ``paper``.
+        build: the folder for all that is made; by default ``_build`` in ``root``.
+
+    Raises:
+        BookError: no book there, an unknown profile, a file that is malformed or says a thing
+            twice.
+    """
+
+    def __init__(self, root: Path, profile: str | None = None, build: Path | None = None) -> None:
+        self.root = root.resolve()
+        self.build = (build or root / "_build").resolve()
+        self.results = self.build / "results"
+        self.profile = profile or os.environ.get("PARAMETER_ORDERING_PROFILE") or PAPER
+        profiles = _profiles(self.root / "chapters" / "parameters.yml")
+        if self.profile not in {PAPER, *profiles}:
+            known = ", ".join(sorted({PAPER, *profiles}))
+            raise BookError(f"there is no profile {self.profile!r}; there are: {known}")
+        self.profiles = profiles
+        self.parameters: Mapping[str, Mapping[str, Any]] = profiles.get(self.profile, {})
+
+    @cached_property
+    def docnames(self) -> list[str]:
+        """All pages of ``_toc.yml``, in its order."""
+        toc = self.root / "_toc.yml"
+        load_yaml(toc)
+        try:
+            site = parse_toc_yaml(toc)
+        except (MalformedError, OSError) as error:
+            raise BookError(f"{toc}: {error}") from error
+        return [
+            Path(name).with_suffix("").as_posix() if self._is_file(name) else name for name in site
+        ]
+
+    @cached_property
+    def notebooks(self) -> list[str]:
+        """The pages that are notebooks."""
+        return [name for name in self.docnames if self._is_file(f"{name}.ipynb")]
+
+    def data_checksums(self, names: set[str]) -> dict[str, str]:
+        """SHA-256 of those files in ``data/`` that bear one of the names."""
+        return {name: sha for name, sha in self._data.items() if Path(name).name in names}
+
+    def check(self) -> None:
+        """Refuse what papermill would pass over in silence.
+
+        Raises:
+            BookError: another jupyter-book than the book is made for, no kernel, parameters for a
+                chapter that is not there, that it does not have, or of another type.
+        """
+        check_jupyter_book()
+        if find_spec("ipykernel_launcher") is None:
+            raise BookError("there is no kernel to run the chapters with: pip install ipykernel")
+        if not self.docnames:
+            raise BookError(f"{self.root / '_toc.yml'} names no pages")
+        for profile, chapters in self.profiles.items():
+            for docname, parameters in chapters.items():
+                if docname not in self.notebooks:
+                    raise BookError(
+                        f"parameters.yml, {profile}: there is no chapter {docname!r}; "
+                        f"there are: {', '.join(self.notebooks)}"
+                    )
+                _check_parameters(self.root / f"{docname}.ipynb", profile, parameters)
+
+    @cached_property
+    def _data(self) -> dict[str, str]:
+        files = sorted(file for file in (self.root / "data").rglob("*") if file.is_file())
+        return {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
+
+    def _is_file(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+
+def load_yaml(path: Path) -> Any:
+    """A YAML file; a key that stands twice is an error, not a silent choice of the last."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
+    except (OSError, yaml.YAMLError) as error:
+        raise BookError(f"{path}: {error}") from error
+
+
+def check_jupyter_book() -> None:
+    """Raise `BookError` unless the jupyter-book is there that the book is made for."""
+    try:
+        found = version("jupyter-book")
+    except PackageNotFoundError:
+        found = "none"
+    if found != JUPYTER_BOOK:
+        raise BookError(
+            f"the book needs jupyter-book {JUPYTER_BOOK} and finds {found}: "
+            f"pip install jupyter-book=={JUPYTER_BOOK} (version 2 builds nothing from _config.yml)"
+        )
+
+
+class _Strict(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (at, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", at.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _profiles(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    profiles = (load_yaml(path) or {}) if path.is_file() else {}
+    chapters = profiles.values() if isinstance(profiles, dict) else [None]
+    for each in chapters:
+        if not isinstance(each, dict) or not all(isinstance(p, dict) for p in each.values()):
+            raise BookError(f"{path} must map each profile to chapters, and these to parameters")
+    return profiles
+
+
+def _check_parameters(path: Path, profile: str, parameters: Mapping[str, Any]) -> None:
+    from papermill import inspect_notebook  # slow to import, seldom needed
+
+    known = inspect_notebook(str(path))
+    if not known:
+        raise BookError(
+            f"parameters.yml, {profile}: {path.name} has no cell tagged 'parameters' to take them"
+        )
+    for name, value in parameters.items():
+        if name not in known:
+            raise BookError(
+                f"parameters.yml, {profile}: {path.name} has no parameter {name!r}; "
+                f"it has: {', '.join(known)}"
+            )
+        default = _literal(known[name]["default"])
+        if default is not None and not _same_type(value, default):
+            raise BookError(
+                f"parameters.yml, {profile}: {path.name} takes {name} as a "
+                f"{type(default).__name__}, like {default!r}, and is given {value!r}"
+            )
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # an expression: no type to hold the value against
+        return None
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    kinds = {float: (int, float), tuple: (list, tuple), list: (list, tuple)}
+    kind = kinds.get(type(default), (type(default),))
+    return type(value) in kind

@@ -1,0 +1,132 @@
+"""Runs one chapter under papermill, in a process of its own: ``python -m ...book.worker``.
+
+The job comes as one line of JSON on stdin, the outcome goes as one line to stdout, and progress to
+stderr. The executed notebook appears at its place when all of its cells have run, or not at all.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from papermill import PapermillExecutionError, execute_notebook
+
+from parameter_ordering.book.chapters import RECORD
+from parameter_ordering.files import replacing
+from parameter_ordering.origin import origin
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class _ThisInterpreter(AsyncKernelManager):
+    """Starts this very interpreter, whatever a kernel named ``python3`` is on this machine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, language="python", display_name="Python 3")
+
+
+def main() -> None:
+    """Take a job, run it, tell the outcome."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_build, daemon=True).start()
+    outcome = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        seconds = _run(job)
+        print(json.dumps({"seconds": seconds}), file=outcome, flush=True)
+    except PapermillExecutionError as error:
+        print(json.dumps({"error": _explain(error)}), file=outcome, flush=True)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        print(json.dumps({"error": text}), file=outcome, flush=True)
+
+
+def _run(job: dict[str, Any]) -> float:
+    target = Path(job["executed"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record = target.with_suffix(f".{os.getpid()}.record.part")
+    os.environ["PARAMETER_ORDERING_RECORD"] = str(record)
+    began = time.perf_counter()
+    try:
+        notebook = _execute(job)
+        used = record.read_text(encoding="utf-8") if record.is_file() else ""
+    finally:
+        record.unlink(missing_ok=True)
+    seconds = round(time.perf_counter() - began, 2)
+    _tidy(notebook)
+    facts = origin()
+    notebook.metadata[RECORD] = {
+        **job["record"],
+        "results": _checksums(Path(job["results"]), used),
+        "date": facts["date"],
+        "origin": facts,
+        "seconds": seconds,
+    }
+    with replacing(target) as part:
+        nbformat.write(notebook, part)
+    return seconds
+
+
+def _execute(job: dict[str, Any], attempts: int = 2) -> nbformat.NotebookNode:
+    try:
+        return execute_notebook(
+            nbformat.reads(job["notebook"], as_version=4),
+            None,
+            job["record"]["parameters"],
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=_ThisInterpreter,
+            progress_bar={"desc": "cells", "file": sys.stderr},
+            stderr_file=sys.stderr,
+            cwd=job["folder"],
+        )
+    except RuntimeError as error:
+        # Kernels that start together can pick the same port; the loser dies before its first cell.
+        if attempts == 1 or "before replying to kernel_info" not in str(error):
+            raise
+        return _execute(job, attempts - 1)
+
+
+def _tidy(notebook: nbformat.NotebookNode) -> None:
+    """Drop progress bars, and the paths of this machine that papermill notes."""
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    if output.output_type == "stream":
+        return output.name == "stderr" and "\r" in output.text
+    return _WIDGET in output.get("data", {})
+
+
+def _checksums(folder: Path, record: str) -> dict[str, str]:
+    names = dict.fromkeys(json.loads(line)["result"] for line in record.splitlines())
+    notes = {name: (folder / name).with_suffix(".json") for name in names}
+    return {name: json.loads(note.read_text())["sha256"] for name, note in notes.items()}
+
+
+def _explain(error: PapermillExecutionError) -> str:
+    lines = [f"cell [{error.exec_count}] failed with {error.ename}: {error.evalue}", ""]
+    return "\n".join([*lines, *(f"    {line}" for line in error.source.splitlines())])
+
+
+def _end_with_the_build() -> None:
+    """The build holds our stdin open as long as it lives."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
