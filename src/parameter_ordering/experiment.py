@@ -221,31 +221,30 @@ class Experiment(ABC):
         return torch.stack(losses).cpu().numpy()
 
     def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
+        """The results of some runs, trained together on one thread."""
         with _one_thread():
-            data = self.data()
+            data, k = self.data(), self.k
             model, minibatches = self._start(data, runs)
-            own = seeds(self.seed, "own order", runs)
-            common = seeds(self.seed, "common order", [0])[0]
-            trained = train_to_t0(
-                model, self.loss, minibatches, self.t0, self.lr, own, common, False, tick
-            )
-            ranks = [ORDERS[order](trained) for order in self.orders]
-            exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
-            x, y = minibatches.x[None, None], minibatches.y[None, None]
-            x = x.expand(len(runs), -1, -1, -1)
-            exact.update(summed(self.loss), x, y)
-            at_t0 = {
-                "variance": _flat(trained.covariance.diagonal()),
-                "exact_variance": _flat(exact.diagonal()),
-                "w0": _flat(trained.start),
-                "w": _flat(dict(model.named_parameters())),
-            }
-            at_t0 = {name: (("run", "parameter"), values) for name, values in at_t0.items()}
-            layout = _layout(self.build())
-            k = self.k
-            model = freeze_and_train(
-                trained, ranks, k, self.loss, minibatches, self.iterations, tick
-            )
+            own, common = seeds(self.seed, "own order", runs), seeds(self.seed, "common order", [0])
+            try:
+                trained = train_to_t0(
+                    model, self.loss, minibatches, self.t0, self.lr, own, common[0], tick
+                )
+                ranks = [ORDERS[order](trained) for order in self.orders]
+                at_t0 = {
+                    "variance": _flat(trained.covariance.diagonal()),
+                    "exact_variance": _flat(self._exact_covariance(model, minibatches).diagonal()),
+                    "w0": _flat(trained.start),
+                    "w": _flat(dict(model.named_parameters())),
+                }
+                freeze_and_train(trained, ranks, k, self.loss, minibatches, self.iterations, tick)
+            except Diverged as e:
+                order, frozen = divmod(e.variant, len(k))
+                variant = f", {self.orders[order]} order, k = {k[frozen]}," if e.t > self.t0 else ""
+                raise FloatingPointError(
+                    f"{self.name}: run {runs[e.run]}{variant} has loss {e.loss} at iteration {e.t}: "
+                    f"take a smaller lr than {self.lr}"
+                ) from None
             loss = self._evaluate(model, data).reshape(2, len(runs), len(self.orders), len(k))
         variables = {
             "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
@@ -253,7 +252,7 @@ class Experiment(ABC):
                 ("order", "run", "parameter"),
                 np.stack([_flat(each).astype(np.int32) for each in ranks]),
             ),
-            **at_t0,
+            **{name: (("run", "parameter"), values) for name, values in at_t0.items()},
         }
         if data.w is not None:
             variables["w_true"] = ("feature", data.w.numpy())
@@ -262,9 +261,16 @@ class Experiment(ABC):
             "order": list(self.orders),
             "run": list(runs),
             "k": k,
-            **layout,
+            **_layout(self.build()),
         }
         return xr.Dataset(variables, coordinates)
+
+    def _exact_covariance(self, model: nn.Module, minibatches: Minibatches) -> GradientCovariance:
+        """C of the gradients of all training objects, at the weights that the model has now."""
+        exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
+        x = minibatches.x.expand(len(next(model.parameters())), 1, -1, -1)
+        exact.update(summed(self.loss), x, minibatches.y)
+        return exact
 
 
 def _layout(model: nn.Module) -> dict:

@@ -22,7 +22,7 @@ class Synthetic1(Experiment):
 
     name = "synthetic_1"
     t0: int = 500
-    iterations: int = 1000
+    iterations: int = 1500
     objects: int = 10_000
     hidden: int = 20
     loss = staticmethod(models.squared_error)
@@ -66,7 +66,7 @@ class Synthetic3(Experiment):
 
     name = "synthetic_3"
     t0: int = 2000
-    iterations: int = 2000
+    iterations: int = 4000
     objects: int = 20_000
     shard: int = 9
     loss = staticmethod(models.squared_error)
@@ -89,7 +89,7 @@ class MNIST(Experiment):
 
     name = "mnist"
     t0: int = 300
-    iterations: int = 500
+    iterations: int = 700
     source: str = "subset"
     hidden: int = 10
     loss = staticmethod(models.cross_entropy)
@@ -111,7 +111,7 @@ class Synthetic2(Experiment):
 
     name = "synthetic_2"
     t0: int = 500
-    iterations: int = 2000
+    iterations: int = 2500
     objects: int = 10_000
     shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)

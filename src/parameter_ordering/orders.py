@@ -20,7 +20,6 @@ class Trained:
         start: the weights w_0 by name.
         optimizer: Adam, with its moments.
         covariance: C_t0 of (2.6), from the first sample of each minibatch.
-        variance: the same from all samples of each minibatch; None where no order asks for it.
         own_seeds: one seed a run, for what is drawn in each run anew.
         common_seed: the seed of what all runs share.
     """
@@ -29,7 +28,6 @@ class Trained:
     start: Mapping[str, Tensor]
     optimizer: torch.optim.Adam
     covariance: GradientCovariance
-    variance: GradientCovariance | None
     own_seeds: list[int]
     common_seed: int
 

@@ -36,13 +36,15 @@ def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own shuffled epochs.
 
-    An epoch visits its objects in random order; the last, incomplete minibatch is left out.
+    An epoch visits its objects in random order; the last, incomplete minibatch is left out. ``t``
+    counts the minibatches given so far.
     """
 
     def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
         self.x, self.y, self.S = x, y, S
         self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
         self._epoch, self._start = None, len(x)
+        self.t = 0
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         if self._start + self.S > len(self.x):
@@ -50,25 +52,26 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
             self._epoch, self._start = torch.stack(epoch).to(self.x.device), 0
         rows = self._epoch[:, None, self._start : self._start + self.S]
         self._start += self.S
+        self.t += 1
         return self.x[rows], self.y[rows]
 
 
 class Diverged(ArithmeticError):
-    """The loss of a model is no longer finite: run and variant count from 0 in the ensemble."""
+    """The loss of a model is not finite at iteration t; run and variant are its place (R, V)."""
 
-    def __init__(self, run: int, variant: int, loss: float):
-        super().__init__(run, variant, loss)
-        self.run, self.variant, self.loss = run, variant, loss
+    def __init__(self, run: int, variant: int, t: int, loss: float):
+        super().__init__(run, variant, t, loss)
+        self.run, self.variant, self.t, self.loss = run, variant, t, loss
 
 
-def check_finite(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> None:
+def _check(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, t: int) -> None:
     """Raise :class:`Diverged` if the loss of the ensemble is not finite."""
     if total.isfinite():
         return
     with torch.no_grad():
         each = loss(model(x), y).mean(-1)
     run, variant = (~each.isfinite()).nonzero()[0].tolist()
-    raise Diverged(run, variant, each[run, variant].item())
+    raise Diverged(run, variant, t, each[run, variant].item())
 
 
 def train_to_t0(
@@ -79,25 +82,19 @@ def train_to_t0(
     lr: float,
     run_seeds: Sequence[int],
     common_seed: int,
-    all_samples: bool,
     tick: Tick,
 ) -> Trained:
     """t0 iterations of Adam, with C estimated at each (2.6)."""
     start = {name: w.detach().clone() for name, w in model.named_parameters()}
     optimizer = MaskedAdam(model.named_parameters(), lr=lr, fused=True)
     covariance = GradientCovariance(model, ensemble_dims=ENSEMBLE_DIMS)
-    variance = None
-    if all_samples:
-        variance = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
     for _ in range(t0):
         x, y = next(minibatches)
-        if variance is not None:
-            variance.update(summed(loss), x, y)
         total = covariance.update(summed(loss), x, y)
-        check_finite(total, model, loss, x, y)
+        _check(total, model, loss, x, y, minibatches.t)
         optimizer.step()
         tick(total.item() / len(x))
-    return Trained(model, start, optimizer, covariance, variance, run_seeds, common_seed)
+    return Trained(model, start, optimizer, covariance, run_seeds, common_seed)
 
 
 def freeze_and_train(
@@ -125,7 +122,7 @@ def freeze_and_train(
         x, y = next(minibatches)
         optimizer.zero_grad()
         total = summed(loss)(model(x), y)
-        check_finite(total, model, loss, x, y)
+        _check(total, model, loss, x, y, minibatches.t)
         total.backward()
         optimizer.step()
         tick(total.item() / (len(x) * len(ranks) * len(k)))
