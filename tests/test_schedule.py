@@ -14,7 +14,8 @@ from parameter_ordering.granularity import by_tensors, by_units
 from parameter_ordering.order import frozen_mask, rank
 from parameter_ordering.schedule import FreezeSchedule, ramp
 
-P = 4 * 3 + 3 + 3 * 2 + 2
+SIZES = [4 * 3, 3, 3 * 2, 2]
+P = sum(SIZES)
 
 
 def perceptron():
@@ -85,14 +86,8 @@ def test_it_follows_any_k(ks):
             assert [p.requires_grad for p in model.parameters()] == trains
     schedule.unfreeze()
     assert all(p.requires_grad for p in model.parameters())
-    assert all(
-        moved.all() for moved in iterate(model, optimizer, schedule_of_nothing(), batches(1))
-    )
-
-
-def schedule_of_nothing():
-    model = perceptron()
-    return FreezeSchedule(adamw(model), dict, lambda t: 0)
+    nothing = FreezeSchedule(optimizer, dict, lambda t: 0)
+    assert all(moved.all() for moved in iterate(model, optimizer, nothing, batches(1)))
 
 
 @pytest.mark.parametrize(("by", "whole"), [(by_units, 10), (by_tensors, 4)])
@@ -101,16 +96,11 @@ def test_units_and_tensors(by, whole):
     optimizer, scores = adamw(model), scores_of(model)
     schedule = FreezeSchedule(optimizer, lambda: rank(by(scores)), lambda t: min(t, whole))
     for t, moved in enumerate(iterate(model, optimizer, schedule, batches(whole + 1))):
-        parts = [m for n, m in zip(scores, moved.split([12, 3, 6, 2]), strict=True)]
-        units = [
-            *parts[0].view(3, 4),
-            *parts[1].view(3, 1),
-            *parts[2].view(2, 3),
-            *parts[3].view(2, 1),
-        ]
-        still = [not part.any() for part in (units if by is by_units else parts)]
-        assert sum(still) == t
-        assert sum(bool(part.all()) for part in (units if by is by_units else parts)) == whole - t
+        parts = [m.view(p.shape) for m, p in zip(moved.split(SIZES), scores.values(), strict=True)]
+        if by is by_units:
+            parts = [unit for part in parts for unit in part]
+        assert sum(bool(part.all()) for part in parts) == whole - t
+        assert sum(not part.any() for part in parts) == t
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3, 4, 5])
