@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 # A clone keeps its data beside src/, an installed package inside itself.
-_INSTALLED, _CLONE = Path(__file__).parent / "data", Path(__file__).parents[2] / "data"
+_INSTALLED, _CLONE = Path(__file__).parent / "data_files", Path(__file__).parents[2] / "data"
 _FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CLONE
 
 
@@ -64,7 +64,9 @@ class Data:
             for name, values in ((f"x_{part}", x), (f"y_{part}", y)):
                 bad = values.numel() - int(values.isfinite().sum())
                 if bad:
-                    raise ValueError(f"{name} holds {bad} values that are NaN or infinite")
+                    raise ValueError(
+                        f"{name} holds NaN or infinite values: {bad} of {values.numel()}"
+                    )
         if self.x_test.shape[1] != self.n:
             raise ValueError(
                 f"x_train has {self.n} features and x_test {self.x_test.shape[1]}: "
