@@ -1,9 +1,9 @@
 """Many models as one module.
 
-The parameters of an ensemble have two leading axes, (runs, variants), and keep the names that they
-have in a single model. Inputs are (R, 1 or V, S, n), outputs (R, V, S, K). The loss of an ensemble is
-the sum of the losses of its models, so the gradient of each model is its own, and any elementwise
-torch optimizer trains all of them at once.
+The parameters of an ensemble have two leading axes, (runs, variants), and keep the names that
+they have in a single model. Inputs are (R, 1 or V, S, n), outputs (R, V, S, K). The loss of an
+ensemble is the sum of the losses of its models, so the gradient of each model is its own, and any
+elementwise torch optimizer trains all of them at once.
 """
 
 import copy
@@ -18,9 +18,9 @@ ENSEMBLE_DIMS = 2
 class Linear(nn.Linear):
     """``nn.Linear`` of R x V models: weight (R, V, out, in) and bias (R, V, out).
 
-    An input (R, 1, S, in) is shared by the variants: their weights then stand side by side in one
-    product [W_1; ...; W_V] X^T. The output (R, V, S, out) has the sample as its fastest axis in memory,
-    which leaves nothing to transpose in the products of the backward pass either.
+    An input (R, 1, S, in) is shared by the variants: their weights then stand one below the other
+    in one product [W_1; ...; W_V] X^T. In the output (R, V, S, out) the samples are adjacent in
+    memory, so nothing is transposed in the products of the backward pass either.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -68,7 +68,7 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def branch(model: nn.Module, optimizer: torch.optim.Optimizer, variants: int) -> None:
-    """Give each run of an ensemble (R, 1, ...) ``variants`` copies, optimizer state alike, in place."""
+    """Copy each run of an ensemble (R, 1, ...) ``variants`` times, with its optimizer state."""
 
     def expand(tensor: Tensor) -> Tensor:
         return tensor.expand(-1, variants, *tensor.shape[2:]).contiguous()

@@ -45,6 +45,9 @@ class Experiment(ABC):
         shared_weights: whether all runs start from the same weights.
         seed: of weights, minibatches and random orders.
         data_seed: of the data set or of its split.
+        horizon: length of the learning curve that t0 is taken from by rule.
+        window: how far ahead the rule looks; see :func:`converged`.
+        tolerance: which fall of the loss, as a share, the rule takes for none.
         shard: how many runs are trained together, as one ensemble.
         device: where to train.
     """
@@ -66,6 +69,9 @@ class Experiment(ABC):
     shared_weights: bool = False
     seed: int = 0
     data_seed: int = 0
+    horizon: int = 5000
+    window: int = 1000
+    tolerance: float = 0.05
     shard: int = 5
     device: str = "cpu"
 
@@ -73,7 +79,9 @@ class Experiment(ABC):
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                raise TypeError(f"{cls.__name__} has no setting {name!r}; it has {', '.join(known)}")
+                raise TypeError(
+                    f"{cls.__name__} has no setting {name!r}; it has {', '.join(known)}"
+                )
         return super().__new__(cls)
 
     def __post_init__(self):
@@ -85,6 +93,7 @@ class Experiment(ABC):
                 raise TypeError(f"{field.name} must be {field.type.__name__}, got {value!r}")
         object.__setattr__(self, "orders", tuple(self.orders))
         least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
+        least |= {"data_seed": 0, "window": 1, "horizon": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -167,29 +176,28 @@ class Experiment(ABC):
                     bar.update(steps)
         return xr.concat(results, "run", data_vars="minimal").assign_attrs(self._attributes(data))
 
-    def learning_curve(self, points: int = 50, progress: bool = True) -> xr.Dataset:
-        """Loss (split, run, iteration) of training with nothing frozen, t0 + iterations long."""
+    def learning_curve(self, progress: bool = True) -> xr.Dataset:
+        """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
         data, runs = self.data(), range(self.runs)
         self._check_data(data)
         model, minibatches = self._start(data, runs)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
-        steps = self.t0 + self.iterations
-        marks = np.unique(np.linspace(0, steps, points + 1).round().astype(int)).tolist()
-        curves, t = [], 0
-        with _one_thread(), tqdm(total=steps, disable=not progress, desc=self.name) as bar:
-            for mark in marks:
-                for _ in range(mark - t):
+        every = max(1, self.window // 10)
+        marks = range(0, self.horizon + 1, every)
+        curves = [self._evaluate(model, data)[..., 0]]
+        with _one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+            for _ in bar:
+                for _ in range(every):
                     x, y = next(minibatches)
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
                     optimizer.step()
-                bar.update(mark - t)
-                t = mark
                 curves.append(self._evaluate(model, data)[..., 0])
+                bar.set_postfix(loss=f"{curves[-1][0].mean():.4g}")
         loss = np.stack(curves, -1)
         return xr.Dataset(
             {"loss": (("split", "run", "iteration"), loss)},
-            {"split": ["train", "test"], "run": list(runs), "iteration": marks},
+            {"split": ["train", "test"], "run": list(runs), "iteration": list(marks)},
             self._attributes(data),
         )
 
@@ -198,13 +206,14 @@ class Experiment(ABC):
             "experiment": self.name,
             "settings": asdict(self),
             "data": {"name": repr(data), "sha256": data.checksum},
-            "versions": {name: version(name) for name in ("parameter-ordering", "torch", "numpy")},
-            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            "versions": {name: version(name) for name in ("parameter-ordering", "torch", "numpy")}
+            | {"python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}",
         }
         return {"provenance": json.dumps(provenance)}
 
     def _check_data(self, data: Data) -> None:
-        if self.S > len(data.x_train):
+        if len(data.x_train) < self.S:
             raise ValueError(f"S = {self.S}, but there are {len(data.x_train)} training objects")
 
     def _start(self, data: Data, runs: Sequence[int]) -> tuple[nn.Module, Minibatches]:
@@ -240,9 +249,11 @@ class Experiment(ABC):
                 freeze_and_train(trained, ranks, k, self.loss, minibatches, self.iterations, tick)
             except Diverged as e:
                 order, frozen = divmod(e.variant, len(k))
-                variant = f", {self.orders[order]} order, k = {k[frozen]}," if e.t > self.t0 else ""
+                where = f"run {runs[e.run]}"
+                if e.t > self.t0:
+                    where += f", order {self.orders[order]}, k = {k[frozen]}"
                 raise FloatingPointError(
-                    f"{self.name}: run {runs[e.run]}{variant} has loss {e.loss} at iteration {e.t}: "
+                    f"{self.name}, {where}: the loss is {e.loss} at iteration {e.t}; "
                     f"take a smaller lr than {self.lr}"
                 ) from None
             loss = self._evaluate(model, data).reshape(2, len(runs), len(self.orders), len(k))
@@ -271,6 +282,31 @@ class Experiment(ABC):
         x = minibatches.x.expand(len(next(model.parameters())), 1, -1, -1)
         exact.update(summed(self.loss), x, minibatches.y)
         return exact
+
+
+def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
+    """The t0 of the paper's text, after which quality hardly changes, read off a learning curve.
+
+    The first iteration after which ``window`` more lower the test loss, averaged over runs, by
+    less than the share ``tolerance``.
+
+    Args:
+        curve: of :meth:`Experiment.learning_curve`.
+        window: in iterations, a multiple of the steps of the curve.
+        tolerance: share of the loss at t0.
+
+    Raises:
+        ValueError: if the curve ends too early.
+    """
+    loss = curve.loss.sel(split="test").mean("run")
+    for t in curve.iteration.values[1:].tolist():
+        if t + window in curve.iteration:
+            if loss.sel(iteration=t + window) > (1 - tolerance) * loss.sel(iteration=t):
+                return t
+    raise ValueError(
+        f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
+        f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
+    )
 
 
 def _layout(model: nn.Module) -> dict:
