@@ -299,10 +299,11 @@ def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
         ValueError: if the curve ends too early.
     """
     loss = curve.loss.sel(split="test").mean("run")
-    for t in curve.iteration.values[1:].tolist():
-        if t + window in curve.iteration:
-            if loss.sel(iteration=t + window) > (1 - tolerance) * loss.sel(iteration=t):
-                return t
+    ahead = loss.assign_coords(iteration=loss.iteration - window)
+    loss, ahead = xr.align(loss.sel(iteration=slice(1, None)), ahead)
+    settled = loss.iteration[ahead > (1 - tolerance) * loss]
+    if settled.size:
+        return int(settled[0])
     raise ValueError(
         f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
         f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"

@@ -23,7 +23,7 @@ class Synthetic1(Experiment):
     name = "synthetic_1"
     t0: int = 500
     iterations: int = 1500
-    horizon: int = 3000
+    horizon: int = 4000
     objects: int = 10_000
     hidden: int = 20
     loss = staticmethod(models.squared_error)
@@ -46,7 +46,7 @@ class BostonHousing(Experiment):
     name = "boston_housing"
     t0: int = 200
     iterations: int = 3000
-    horizon: int = 5000
+    horizon: int = 6500
     hidden: int = 20
     shard: int = 9
     loss = staticmethod(models.squared_error)
@@ -69,7 +69,7 @@ class Synthetic3(Experiment):
     name = "synthetic_3"
     t0: int = 2000
     iterations: int = 4000
-    horizon: int = 7000
+    horizon: int = 7500
     objects: int = 20_000
     shard: int = 9
     loss = staticmethod(models.squared_error)
@@ -93,7 +93,7 @@ class MNIST(Experiment):
     name = "mnist"
     t0: int = 300
     iterations: int = 700
-    horizon: int = 6000
+    horizon: int = 3000
     source: str = "subset"
     hidden: int = 10
     loss = staticmethod(models.cross_entropy)
@@ -116,7 +116,7 @@ class Synthetic2(Experiment):
     name = "synthetic_2"
     t0: int = 500
     iterations: int = 2500
-    horizon: int = 10_000
+    horizon: int = 12_000
     objects: int = 10_000
     shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)
