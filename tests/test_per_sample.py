@@ -80,22 +80,6 @@ def check_factor(factor, want):
     torch.testing.assert_close(C, beta * C_0 + alpha * (want[0] - g_S) ** 2, **close)
 
 
-class Transposed(nn.Module):
-    """A layer that sees the samples on its second axis, of the same length as the first."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.layer(x.transpose(0, 1)).tanh().transpose(0, 1)
-
-
-class Permute(nn.Module):
-    def forward(self, x):
-        return x.movedim(1, -1)
-
-
 LAYERS = {
     "linear": (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=False)), (5,)),
     "linear, sequence": (nn.Linear(5, 4), (7, 5)),
@@ -131,3 +115,239 @@ def test_layers_go_the_first_way(name):
         for w in model.parameters():
             w.add_(0.1 * torch.randn_like(w))
     check(model, torch.randn(S, *shape), by_layer=[n for n, _ in model.named_parameters()])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 1}, {"sparse": True}, {"max_norm": 1.0}])
+def test_embedding(shape, options):
+    model = nn.Embedding(4, 3, **options)
+    x = torch.randint(0, 4, (S, *shape))
+    model(x)  # max_norm shortens the weight where it is looked up
+    check(model, x, by_layer=["weight"])
+
+
+class Tied(nn.Module):
+    """One weight in two layers, and a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).tanh()).tanh())
+
+
+class Twice(nn.Module):
+    """One layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.c(self.a(self.a(x).tanh()).tanh())
+
+
+class Reused(Twice):
+    """A weight that a function uses again: no hook of the layer can see it."""
+
+    def forward(self, x):
+        return self.c(F.linear(self.a(x).tanh(), self.a.weight))
+
+
+class Own(nn.Module):
+    """A parameter outside of any layer, one without axes, and one that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.rand(2)), nn.Parameter(torch.rand(()))
+        self.unused, self.c = nn.Linear(3, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.scale * self.c(x) + self.offset
+
+
+class Keyword(Twice):
+    def forward(self, x):
+        return self.c(input=self.a(x))
+
+
+class Transposed(nn.Module):
+    """A layer with the samples on its second axis, which is as long as the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.c(self.a(x.transpose(0, 1)).tanh().transpose(0, 1))
+
+
+class Checkpointed(Twice):
+    """Its layer is called again in the backward pass."""
+
+    def forward(self, x):
+        return self.c(torch.utils.checkpoint.checkpoint(self.a, x, use_reentrant=False).tanh())
+
+
+class Hooked(Twice):
+    """A layer whose output a hook replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.a.register_forward_hook(lambda layer, args, output: output.sin())
+
+    def forward(self, x):
+        return self.c(self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_layer"),
+    [
+        (Tied, {"a.bias", "b.bias", "c.weight", "c.bias"}),
+        (Twice, {"c.weight", "c.bias"}),
+        (Reused, {"a.bias", "c.weight", "c.bias"}),
+        (Own, {"c.weight", "c.bias"}),
+        (Keyword, {"a.weight", "a.bias"}),
+        (Hooked, {"a.weight", "a.bias", "c.weight", "c.bias"}),
+        (Checkpointed, {"a.weight", "a.bias", "c.weight", "c.bias"}),
+    ],
+)
+def test_what_no_layer_alone_accounts_for_goes_another_way(kind, by_layer):
+    check(kind(), torch.randn(S, 4), by_layer=by_layer)
+
+
+def test_samples_on_another_axis_go_another_way():
+    check(Transposed(), torch.randn(S, S, 3), by_layer={"c.weight", "c.bias"})
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 2, batch_first=True), First()), (4, 3)),
+        (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), (3, 4)),
+        (lambda: nn.ConvTranspose2d(2, 3, 3), (2, 3, 3)),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), (3,)),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.PReLU(3)), (3,)),
+    ],
+    ids=["lstm", "transformer", "transposed convolution", "weight norm", "prelu"],
+)
+def test_layers_without_factors_go_another_way(build, shape):
+    gradients = check(build(), torch.randn(S, *shape))
+    assert gradients.by_layer < set(gradients.parameters)
+
+
+class First(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
+
+
+class Noisy(nn.Module):
+    """Random numbers in between; `weight` has no layer."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.a, self.c, self.weight = nn.Linear(4, 8), nn.Linear(8, 2), nn.Parameter(torch.rand(8))
+        self.noise = noise
+
+    def forward(self, x):
+        return self.c(self.noise(self.weight * self.noise(self.a(x))))
+
+
+NOISES = {
+    "dropout": nn.Dropout(0.5),
+    "alpha dropout": nn.AlphaDropout(0.5),
+    "normal": lambda x: x * torch.randn_like(x),
+    "uniform": lambda x: x + torch.rand_like(x),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("first_only", [False, True])
+def test_random_layers_keep_the_masks_of_the_batch(noise, first_only):
+    model, x, y = Noisy(NOISES[noise]), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    for seed in range(3):
+        # The same graph for all samples: their losses apart, then each backward pass.
+        torch.manual_seed(seed)
+        output, want = model(x), {name: [] for name, _ in model.named_parameters()}
+        after = torch.get_rng_state()
+        for i in range(S):
+            model.zero_grad()
+            loss_i = squared_error(output[i : i + 1], y[i : i + 1])
+            loss_i.backward(retain_graph=True)
+            for name, w in model.named_parameters():
+                want[name].append(w.grad)
+        torch.manual_seed(seed)
+        _, g = gradients(squared_error, x, y)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert gradients.by_layer == {"a.weight", "a.bias", "c.weight", "c.bias"}
+        for name in want:
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            if not first_only:
+                check_factor(g[name], torch.stack(want[name]))
+
+
+def test_one_random_number_for_the_whole_minibatch():
+    """The first two ways take it from the graph; vmap draws one a sample, and says so."""
+    model, x, y = Noisy(lambda x: x * torch.randn(())), torch.randn(S, 4), torch.randn(S)
+    layers = [name for name, _ in model.named_parameters() if name != "weight"]
+    for names, first_only in (layers, False), ([*layers, "weight"], True):
+        gradients = PerSampleGradients(model, names, first_only, 0, True)
+        for _ in range(2):
+            _, g = gradients(squared_error, x, y)
+            for name, factor in g.items():
+                if not first_only:
+                    grad = model.get_parameter(name).grad
+                    torch.testing.assert_close(factor.total() / S, grad, rtol=1e-10, atol=1e-10)
+    with pytest.raises(RuntimeError, match=r"'weight' do not add up .* once for the whole"):
+        PerSampleGradients(model, ["weight"], False, 0, True)(squared_error, x, y)
+
+
+def test_parameters_that_stop_training_and_that_are_used_by_chance():
+    model, x, y = Twice(), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), True, 0, True)
+    gradients(squared_error, x, y)
+    model.a.requires_grad_(False)
+    model.c.bias.requires_grad_(False)
+    _, g = gradients(squared_error, x, y)
+    assert g.keys() == {"c.weight"}
+    assert model.a.weight.grad is None
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_structured_output(first_only):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return {"mean": self.a(x), "positions": x.flatten()}
+
+    def loss_fn(output, y):
+        return squared_error(output["mean"], y)
+
+    model, x, y = Two(), torch.randn(S, 4), torch.randn(S)
+    want = brute_force(model, loss_fn, x, y)
+    gradients = PerSampleGradients(model, want, first_only, 0, True)
+    for _ in range(2):
+        _, g = gradients(loss_fn, x, y)
+        for name in want:
+            check_factor(g[name], want[name])
+    assert gradients.by_layer == set()
+
+
+@pytest.mark.parametrize("kind", [Own, Twice])
+def test_penalty_on_the_parameters(kind):
+    model, x, y = kind(), torch.randn(S, 4), torch.randn(S)
+
+    def loss_fn(output, y):
+        return squared_error(output, y) + model.c.weight.square().sum()
+
+    check(model, x, loss_fn, y, by_layer={"c.bias"})
+
+
+@pytest.mark.parametrize("kind", [nn.Identity, Own])
+def test_sum_over_samples(kind): ...

@@ -187,8 +187,8 @@ def _conv(module: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, E: int) -> dict[s
 def _embedding(module: nn.Embedding, index: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
     if module.padding_idx is not None:
         d = d.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
-    index, d = index.flatten(1), d.reshape(len(d), -1, d.shape[-1])
-    return {"weight": Lookup(index.view(len(d), -1), d, module.weight.shape)}
+    index, d = index.reshape(len(d), -1), d.reshape(len(d), -1, d.shape[-1])
+    return {"weight": Lookup(index, d, module.weight.shape)}
 
 
 def _trailing(normalise: Callable) -> Callable:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class PerSampleGradients:
     """Runs a minibatch forward and backward, and gives the gradients g_i of its samples.
 
-    Three ways lead to the g_i of a parameter:
+    The ways to the g_i of a parameter, of which the first that is open is taken:
 
-    1. from the input and the output gradient of its layer, where the layer is one of `FACTORS`, alone
-       owns the parameter and is called once: nothing but the ordinary backward pass;
-    2. where only g_1 is asked for, by a second backward pass from the loss of the first sample
-       through the same graph, so with the same dropout masks;
-    3. by `torch.func.vmap` over the samples, the random numbers of the forward pass drawn again.
+    1. from the input and the output gradient of its layer, where that is one of `FACTORS`, is
+       called once and alone owns the parameter: nothing but the ordinary backward pass;
+    2. where only g_1 is asked for, by a second backward pass through the same graph, from the loss
+       of the first sample;
+    3. by `torch.func.vmap` over the samples, the random numbers of the forward pass drawn again;
+    4. by one backward pass a sample through the same graph, for what `vmap` cannot do.
 
-    The first is not taken on trust: on first use its gradients must add up to ``.grad``, and the first
-    of them must be that of the second way. A parameter for which they do not (a function uses its weight
-    again, its layer has the samples on another axis) goes another way from then on. Those of the third
-    way must add up each time. A model or a loss that couples the samples is refused on first use.
+    So the g_i are always those of the dropout masks of the minibatch. On first use the ways are put
+    to the test: what they give must add up to ``.grad``, and what the first gives must begin with
+    the g_1 of the second. This finds a weight that a function uses again, and a layer that has the
+    samples on another axis. A model or a loss that couples the samples is refused.
 
     Parameters
     ----------
@@ -38,9 +40,14 @@ class PerSampleGradients:
     first_only
         whether only g_1 is asked for.
     ensemble_dims
-        the number E of leading axes of the parameters; axis E of x and y is that of the samples.
+        the number E of leading axes of all parameters; axis E of x and y is that of the samples.
     mean
-        whether the loss is the mean over samples; if not, their sum.
+        whether the loss is the mean over samples; if not, it is their sum.
+
+    Attributes
+    ----------
+    by_layer : set of str, or None before first use
+        the parameters that go the first way.
     """
 
     def __init__(
@@ -54,8 +61,10 @@ class PerSampleGradients:
         self.model, self.first_only, self.E, self.mean = model, first_only, ensemble_dims, mean
         every = dict(model.named_parameters())
         self.parameters = {name: every[name] for name in names}
-        self.layers = _layers(model, self.parameters)
-        self.by_layer: set[str] | None = None  # what goes the first way, once it has been tried
+        self.by_layer: set[str] | None = None
+        self._layers = _layers(model, self.parameters)
+        self._retain = True  # the graph, for the ways that go back through it
+        self._vmap = True  # whether that is able to
 
     def __call__(self, loss_fn: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Rows]]:
         """The loss, and the g_i of each parameter that has a gradient; replaces ``.grad``."""
@@ -65,68 +74,79 @@ class PerSampleGradients:
         if trial and x.is_floating_point():
             leaf = x.detach().requires_grad_()
             x = leaf.clone()
-        with _recorded(self.layers) as calls:
+        with _recorded(self._layers) as calls:
             output = self.model(x)
             loss = loss_fn(output, y)
-            once = {layer: call[0] for layer, call in calls.items() if len(call) == 1 and call[0]}
-            reached = {name for layer in once for name in self.layers[layer].values()}
-            rest = self.parameters.keys() - (set() if trial else reached & self.by_layer)
-            g_1 = {}
-            if torch.is_tensor(output) and output.dim() > E and output.shape[E] == S:
-                if trial:
-                    self._check_loss(loss_fn, output, y, scale)
-                if rest and (trial or self.first_only):
-                    g_1 = self._alone(loss_fn, output, y, rest, leaf)
+            once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
+            aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
+            if trial and aligned:
+                self._check_loss(loss_fn, output, y, scale)
+                self._check_model(loss_fn, output, y, leaf)
             self.model.zero_grad()
-            loss.backward()
-        used = {name for name, p in self.parameters.items() if p.grad is not None}
-        with torch.no_grad():
-            g = {}
-            for layer, call in once.items():
-                g.update(self._from_layer(layer, call, S, scale))
-            g = {name: g[name] for name in g.keys() & used}
-            if trial:
-                self.by_layer = (
-                    self._confirmed(g, g_1, scale, _rounding(output.dtype)) if g_1 else set()
-                )
-            g = {name: g[name] for name in g.keys() & self.by_layer}
-            if self.first_only:
-                g.update({n: Rows(g_1[n].unsqueeze(E).to(accumulator_dtype(g_1[n])), E) for n in (g_1.keys() & used) - g.keys()})
-            if rest := used - g.keys():
-                with _replayed(random, x.device):
-                    g.update(self._mapped(loss_fn, x.detach(), y, sorted(rest)))
-                self._check_total({n: g[n] for n in rest}, scale, 0.01 if trial else 0.1)
+            loss.backward(retain_graph=self._retain)
+        alone = partial(self._alone, loss_fn, output, y) if aligned and self._retain else None
+        used = {n for n, w in self.parameters.items() if w.requires_grad and w.grad is not None}
+        g = self._from_layers(once, S, scale)
+        g = {name: g[name] for name in g.keys() & used}
+        by_layer = self.by_layer
+        if trial:
+            rounding = _rounding(output.dtype) if aligned else 0.0
+            by_layer = self._confirmed(g, alone, scale, rounding)
+        g = {name: g[name] for name in g.keys() & by_layer}
+        if rest := sorted(used - g.keys()):
+            if self.first_only and alone:
+                g.update({n: Rows(v.unsqueeze(E), E) for n, v in alone(0, rest).items()})
+            else:
+                mapped = partial(self._mapped, loss_fn, x.detach(), y, random)
+                g.update(self._of_all(rest, mapped, alone, S, scale))
+        self.by_layer, self._retain = by_layer, bool(rest)
         return loss.detach(), g
 
-    def _from_layer(self, layer: nn.Module, call: "_Call", S: int, scale: float) -> dict[str, Rows]:
+    def _from_layers(self, calls: dict, S: int, scale: float) -> dict[str, Rows]:
         """The first way."""
-        a, d, names = call.input, call.output_grad, self.layers[layer]
-        if d is None or any(t.dim() <= self.E or t.shape[self.E] != S for t in (a, d)):
-            return {}
-        dtype = accumulator_dtype(self.parameters[next(iter(names.values()))])
-        a = a.to(dtype) if a.is_floating_point() else a
-        g = FACTORS[_kind(layer)](layer, a, scale * d.to(dtype), self.E)
-        return {names[local]: g[local] for local in g.keys() & names.keys()}
+        gradients = {}
+        for layer, call in calls.items():
+            a, d, names = call.input, call.output_grad, self._layers[layer]
+            if any(t is None or t.dim() <= self.E or t.shape[self.E] != S for t in (a, d)):
+                continue
+            dtype = accumulator_dtype(self.parameters[next(iter(names.values()))])
+            a = a.to(dtype) if a.is_floating_point() else a
+            g = FACTORS[_kind(layer)](layer, a, scale * d.to(dtype), self.E)
+            gradients.update({names[local]: g[local] for local in g.keys() & names.keys()})
+        return gradients
 
     def _alone(
-        self, loss_fn: Loss, output: Tensor, y: Tensor, names: Iterable[str], x: Tensor | None
+        self, loss_fn: Loss, output: Tensor, y: Tensor, i: int, names: Iterable[str]
     ) -> dict[str, Tensor]:
-        """The second way; given x, also that the other samples have no part in the first loss."""
-        l_1 = loss_fn(output.narrow(self.E, 0, 1), y.narrow(self.E, 0, 1))
+        """The second way: g_i from the loss of sample i alone."""
         w = {name: self.parameters[name] for name in names}
-        inputs = [*w.values()] if x is None else [*w.values(), x]
+        l_i = loss_fn(output.narrow(self.E, i, 1), y.narrow(self.E, i, 1))
         g = torch.autograd.grad(
-            l_1, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            l_i, [*w.values()], retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        if x is not None and g[-1].narrow(self.E, 1, x.shape[self.E] - 1).any():
-            raise ValueError(
-                "the model couples the samples of a minibatch: the loss of the first depends on the "
-                "inputs of the others, so it has no gradient of its own; replace the layer that "
-                "looks across the minibatch"
-            )
-        return dict(zip(w, g, strict=False))
+        return {name: g.to(accumulator_dtype(g)) for name, g in zip(w, g, strict=True)}
 
-    def _mapped(self, loss_fn: Loss, x: Tensor, y: Tensor, names: list[str]) -> dict[str, Rows]:
+    def _of_all(
+        self, names: list[str], mapped: Callable, alone: Callable | None, S: int, scale: float
+    ) -> dict[str, Rows]:
+        """The third way, or the fourth."""
+        trial = self.by_layer is None
+        if self._vmap or alone is None:
+            try:
+                g = mapped(names)
+                self._check_total(g, scale, 0.01 if trial else 0.1)
+                return g
+            except RuntimeError as error:
+                if not trial or alone is None:
+                    error.add_note(f"This happened to the gradients of single samples for {names}.")
+                    raise
+            self._vmap = False
+        g = [alone(i, names) for i in range(S)]
+        return {name: Rows(torch.stack([g_i[name] for g_i in g], self.E), self.E) for name in names}
+
+    def _mapped(
+        self, loss_fn: Loss, x: Tensor, y: Tensor, random: tuple, names: list[str]
+    ) -> dict[str, Rows]:
         """The third way."""
         E, whole = self.E, _WithLoss(self.model, loss_fn)
         w = {f"model.{name}": self.parameters[name].detach() for name in names}
@@ -134,52 +154,47 @@ class PerSampleGradients:
         def loss_of_one(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return functional_call(whole, w, (x.unsqueeze(E), y.unsqueeze(E)))
 
-        try:
+        with torch.no_grad(), _replayed(random, x.device):
             g = vmap(grad(loss_of_one), (None, E, E), E, randomness="different")(w, x, y)
-        except Exception as error:
-            error.add_note(
-                f"torch.func.vmap was to give the gradients of single samples for {names}. Leave these "
-                "parameters out (parameters=...), or take samples='first', which needs no vmap where "
-                "the model returns one tensor."
-            )
-            raise
-        g = {name: g[f"model.{name}"].detach() for name in names}
-        return {name: Rows(rows.to(accumulator_dtype(rows)), E) for name, rows in g.items()}
+        g = {name: g[f"model.{name}"] for name in names}
+        return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
-    def _confirmed(self, g: dict, g_1: dict, scale: float, rounding: float) -> set[str]:
+    def _confirmed(
+        self, g: dict[str, Rows], alone: Callable | None, scale: float, rounding: float
+    ) -> set[str]:
         """The parameters for which the first way gives what it should."""
+        g_1 = alone(0, g) if alone and g else {}
         noise = self._noise(scale, rounding)
 
-        def close(u: Tensor, v: Tensor) -> bool:
+        def equal(u: Tensor, v: Tensor) -> bool:
             return bool((u - v).norm() <= rounding * v.norm() + noise)
 
         return {
             name
-            for name in g.keys() & g_1.keys()
-            if close(g[name].total(), scale * batch_gradient(self.parameters[name]))
-            and close(g[name].first(), g_1[name])
+            for name in g_1
+            if equal(g[name].total(), scale * batch_gradient(self.parameters[name]))
+            and equal(g[name].first(), g_1[name])
         }
 
     def _check_total(self, g: dict[str, Rows], scale: float, tolerance: float) -> None:
-        """That the third way gives what adds up to ``.grad``, up to units that rounding switches."""
+        """That the g_i add up to ``.grad``, but for a unit that rounding switches on or off."""
         for name, rows in g.items():
-            tolerance = max(tolerance, _rounding(rows.g.dtype))
             error = rows.total() - scale * batch_gradient(self.parameters[name])
             if not error.norm() <= tolerance * rows.g.norm() + self._noise(scale, tolerance):
                 raise RuntimeError(
-                    f"the gradients of single samples for {name!r} do not add up to its gradient: a loss "
-                    "that is no mean (or, with reduction='sum', no sum) over samples, a layer that couples "
-                    "the samples, or a random number drawn once for the whole minibatch; change that, or "
-                    "leave the parameter out (parameters=...)"
+                    f"the gradients of single samples for {name!r} do not add up to the gradient of "
+                    "the minibatch: either the loss is not the mean (or, with reduction='sum', the "
+                    "sum) over samples, or a layer couples the samples, or a random number is drawn "
+                    "once for all; change that, or leave the parameter out (parameters=...)"
                 )
 
     def _noise(self, scale: float, rounding: float) -> float:
-        """What may be left of a gradient that vanishes, where nothing but rounding is to be seen."""
-        norms = [p.grad.norm() for p in self.parameters.values() if p.grad is not None]
+        """What rounding may leave of a gradient that vanishes, measured by the largest."""
+        norms = [w.grad.norm() for w in self.parameters.values() if w.grad is not None]
         return 1e-3 * rounding * scale * float(max(norms, default=0))
 
     def _check_loss(self, loss_fn: Loss, output: Tensor, y: Tensor, scale: float) -> None:
-        """That the loss is the mean, or the sum, of the losses of single samples."""
+        """That the loss is the mean, or the sum, of losses of single samples."""
         o, E = output.detach().requires_grad_(), self.E
         (together,) = torch.autograd.grad(loss_fn(o, y), o)
         alone = (loss_fn(o.narrow(E, i, 1), y.narrow(E, i, 1)) for i in range(o.shape[E]))
@@ -187,10 +202,24 @@ class PerSampleGradients:
         if not (scale * together - apart).norm() <= _rounding(o.dtype) * apart.norm():
             reduction = "mean" if self.mean else "sum"
             raise ValueError(
-                f"loss_fn is not the {reduction} over samples of a loss of single samples, as "
-                f"reduction={reduction!r} says: give the other reduction, or a loss in which all samples "
-                "weigh the same (class weights and ignore_index with a mean divide by what the minibatch "
-                "holds)"
+                f"loss_fn is not the {reduction} over samples of a loss of single samples: give the "
+                "other reduction=, or a loss in which all samples weigh the same (with class weights "
+                "or ignore_index a mean is divided by what the minibatch holds)"
+            )
+
+    def _check_model(self, loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor | None) -> None:
+        """That the loss of the first sample does not depend on the others."""
+        if x is None:
+            return
+        l_1 = loss_fn(output.narrow(self.E, 0, 1), y.narrow(self.E, 0, 1))
+        (dx,) = torch.autograd.grad(
+            l_1, x, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        if dx.narrow(self.E, 1, x.shape[self.E] - 1).any():
+            raise ValueError(
+                "the model couples the samples: the loss of the first depends on the inputs of the "
+                "others, so it has no gradient of its own; replace the layer that looks across the "
+                "minibatch"
             )
 
 
@@ -208,7 +237,7 @@ class _WithLoss(nn.Module):
 class _Call:
     """What one call of a layer leaves: its input, and in the backward pass its output gradient."""
 
-    def __init__(self, input: Tensor):
+    def __init__(self, input: Tensor | None):
         self.input, self.output_grad = input, None
 
     def receive(self, output_grad: Tensor) -> None:
@@ -221,10 +250,9 @@ def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[_Cal
     calls, handles = {}, []
 
     def record(layer: nn.Module, args: tuple, output: Tensor) -> None:
-        known = len(args) == 1 and torch.is_tensor(args[0]) and output.requires_grad
-        call = _Call(args[0].detach()) if known else None
+        call = _Call(args[0].detach() if args else None)
         calls.setdefault(layer, []).append(call)
-        if known:
+        if output.requires_grad:
             handles.append(output.register_hook(call.receive))
 
     try:
