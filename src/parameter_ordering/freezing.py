@@ -2,172 +2,237 @@ r"""Freezing part of the parameters of a model, exactly, for any torch optimizer
 
 The paper multiplies the update by one minus the indicator of the frozen parameters,
 
-.. math:: w_t = w_{t-1} + (1 - \alpha(k)) \cdot \Delta w(g_{S,t}, w_{t-1}, w_{t-2}, \dots) \qquad (2.8)
+.. math::
+    w_t = w_{t-1} + (1 - \alpha(k)) \, \Delta w(g_{S,t}, w_{t-1}, w_{t-2}, \dots). \qquad (2.8)
 
-Masking the gradient alone is not that: momentum and weight decay go on moving what should
-stand still. So the gradient is masked and, wherever the step could still move a frozen value,
-that value is put back.
+Masking the gradient alone is not that: momentum and weight decay go on moving what should stand
+still. So the gradient is masked and, where the step could still move them, the frozen values are
+put back.
 """
 
+import warnings
 import weakref
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import LBFGS, Adam, AdamW, Optimizer, SparseAdam
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-_ADAM = {Adam, AdamW}
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from parameter_ordering.frozen_part import FreeCoordinates, FrozenBits, FrozenPart
+from parameter_ordering.masks import (
+    check_checkpoint,
+    copy_masks,
+    drop_masks,
+    has_masks,
+    masked_parameters,
+    set_masks,
+)
+
+__all__ = ["freeze", "unfreeze"]
+
+_REFUSED = {
+    LBFGS: "its line search judges the loss at values that a freeze would then take back",
+    SparseAdam: "it takes sparse gradients, and what is frozen needs a dense one",
+}
+_STILL = {Adam, AdamW}  # these move nothing where gradient, moments and decay are zero
 
 
-def freeze(optimizer: Optimizer, mask: Mapping[Any, Tensor] | None = None) -> None:
-    r"""Freeze the parameters that ``mask`` marks: no step of ``optimizer`` moves them by one bit.
+def freeze(
+    optimizer: Optimizer,
+    mask: Mapping[str, Tensor] | Mapping[Tensor, Tensor] | None = None,
+    *,
+    in_backward: bool = True,
+) -> None:
+    r"""Freeze what ``mask`` marks: from now on no step of ``optimizer`` moves it by one bit.
+
+    What is not frozen moves, under an optimizer that works element by element, as if the rest did
+    not exist: that is all of ``torch.optim`` but ``Adafactor`` and ``Muon``. These take what is
+    free through the step that they make when the gradient of what is frozen is zero.
+
+    **Gradients.** ``backward()`` leaves zeros in ``.grad`` where a parameter is frozen, instead of
+    inf and NaN too. So there is nothing to call for a frozen gradient not to count in
+    ``clip_grad_norm_`` or stop a ``GradScaler``. A gradient that was assigned by hand is masked
+    by the step.
+
+    **State.** Adam, AdamW and ``MaskedAdam`` forget the moments of what is frozen. What trains
+    again starts with moments of zero, while t, which corrects their bias and is one for each
+    tensor, goes on: its first update is
+    :math:`(1 - \beta_1) / \sqrt{1 - \beta_2} \cdot
+    \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` learning rates long, 3.2 for a large t. The state of
+    other optimizers follows their own rules with a gradient of zero, momentum fades and sums stay,
+    and is found like that by what trains again.
+
+    **Checkpoints.** ``optimizer.state_dict()`` holds the masks, under ``"frozen_masks"`` in the
+    parameter groups. To resume, call ``freeze(optimizer)`` and then
+    ``optimizer.load_state_dict``: the masks of the checkpoint replace those of the optimizer; a
+    checkpoint without any leaves them. If an optimizer loads masks and was never given to
+    ``freeze``, its steps freeze nothing: they warn, but only in a process that has imported this
+    package. Copies and pickles of a frozen optimizer are frozen.
 
     Args:
-        optimizer: any optimizer of dense parameters.
-        mask: boolean tensors, True = frozen, each of the shape of its parameter. Keyed by the
-            names that an optimizer built from ``named_parameters()`` keeps, or by the parameters
-            themselves. What is not in it trains. It replaces the mask of an earlier call.
-            Without a mask the optimizer is made ready to load a checkpoint that holds masks.
+        optimizer: any optimizer of dense gradients. Move the model to its device and type first.
+        mask: True = frozen; bool, each of the shape of its parameter. Keyed by the names that an
+            optimizer keeps if built from ``model.named_parameters()``, or by the parameters
+            themselves. What it leaves out trains. It replaces any earlier mask; it is copied.
+            None keeps the masks that the optimizer has, if any.
+        in_backward: mask gradients as soon as ``backward()`` has accumulated them, by a hook on
+            each parameter. False saves this pass: they are masked by the step alone, and clipping
+            sees them all.
+
+    Raises:
+        TypeError: for ``LBFGS`` and ``SparseAdam``, and for a mask that is not bool.
+        ValueError: for a mask of another shape, and for names that the optimizer does not know or
+            knows twice. Whenever an error is raised, nothing has changed.
+
+    Source: Grabovoy, Bakhteev, Strijov, (2.8), with the update multiplied by 1 - alpha, since alpha
+    marks what is frozen.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.5, weight_decay=0.5)
+    >>> freeze(optimizer, {"weight": torch.tensor([[True, False]])})
+    >>> model(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> model.weight.grad, model.weight.data
+    (tensor([[0., 1.]]), tensor([[1.0000, 0.2500]]))
     """
-    masks = None if mask is None else _checked(optimizer, mask)
-    hooks = getattr(optimizer, "_freezing", None) or _Freezing(optimizer)
+    for kind, reason in _REFUSED.items():
+        if isinstance(optimizer, kind):
+            raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
+    masks = None if mask is None else copy_masks(optimizer, mask)
+    freezing = getattr(optimizer, "_freezing", None) or _Freezing(optimizer)
+    freezing.in_backward = in_backward
     if masks is not None:
-        for group in optimizer.param_groups:
-            group["frozen"] = [masks.get(p) for p in group["params"]]
-        hooks.read_masks(optimizer)
+        freezing.thaw(optimizer)
+        set_masks(optimizer, masks)
+    freezing.read_masks(optimizer)
 
 
 def unfreeze(optimizer: Optimizer) -> None:
-    """Let everything train again."""
-    hooks = optimizer.__dict__.pop("_freezing", None)
-    if hooks is not None:
-        hooks.remove()
-    for group in optimizer.param_groups:
-        group.pop("frozen", None)
+    """Let everything train again.
+
+    The masks, and all hooks on the optimizer and its parameters, are gone. :func:`freeze` says what
+    state the parameters find that were frozen.
+    """
+    freezing = getattr(optimizer, "_freezing", None)
+    if freezing is not None:
+        freezing.thaw(optimizer)
+        freezing.remove()
+        del optimizer._freezing, optimizer.__reduce_ex__
+    drop_masks(optimizer)
 
 
 class _Freezing:
-    """The hooks that hold the frozen part of one optimizer's parameters still."""
+    """The hooks that hold the frozen parts of one optimizer's parameters still.
+
+    The masks themselves stand in its parameter groups.
+    """
 
     def __init__(self, optimizer: Optimizer):
-        self.keep: dict[Tensor, Tensor] = {}
-        self.saved: dict[Tensor, Tensor] = {}
-        self.forget = False
-        self.gradient_hooks: list = []
-        self.step_hooks = [
-            optimizer.register_step_pre_hook(self.before_step),
-            optimizer.register_step_post_hook(self.after_step),
+        self.in_backward = True
+        self.parts: dict[Tensor, FrozenPart] = {}
+        self._gradient_hooks: list = []
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_load_state_dict_pre_hook(check_checkpoint),
             optimizer.register_load_state_dict_post_hook(self.read_masks),
         ]
         optimizer._freezing = self
-        weakref.finalize(optimizer, _remove, self.gradient_hooks)
+        # torch drops the hooks from a copy or pickle of an optimizer.
+        optimizer.__reduce_ex__ = partial(_reduce, weakref.ref(optimizer))
+        weakref.finalize(optimizer, _remove, self._gradient_hooks)
 
     def read_masks(self, optimizer: Optimizer) -> None:
-        """Take over the masks that stand in the parameter groups."""
-        _remove(self.gradient_hooks)
-        self.keep.clear()
-        self.forget = True
-        for p, mask in _masked(optimizer):
-            self.keep[p] = keep = _keep(mask, p)
-            if p.is_leaf and p.requires_grad:
-                hook = p.register_post_accumulate_grad_hook(partial(_mask_gradient, keep=keep))
-                self.gradient_hooks.append(hook)
+        """Hold still what the masks in the parameter groups mark."""
+        _remove(self._gradient_hooks)
+        self.parts.clear()
+        for group, p, mask, name in masked_parameters(optimizer):
+            part = self.parts[p] = _part(group, p, mask, name)
+            if isinstance(optimizer, Adam):
+                part.forget(p, optimizer.state.get(p, {}))
+            if self.in_backward and p.is_leaf and p.requires_grad:
+                hook = p.register_post_accumulate_grad_hook(part.mask_gradient)
+                self._gradient_hooks.append(hook)
+
+    def thaw(self, optimizer: Optimizer) -> None:
+        """Give Adam whole moments again, zero in the parts that were frozen."""
+        if isinstance(optimizer, Adam):
+            for p, part in self.parts.items():
+                part.recall(p, optimizer.state.get(p, {}))
 
     def remove(self) -> None:
-        _remove(self.gradient_hooks)
-        _remove(self.step_hooks)
+        _remove(self._gradient_hooks)
+        _remove(self._hooks)
 
-    def before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        self.saved.clear()
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        # A later hook of somebody else could write to the gradient once more.
+        alone = len(optimizer._optimizer_step_pre_hooks) == 1
         for group in optimizer.param_groups:
-            still = type(optimizer) in _ADAM and group["weight_decay"] == 0
+            still = alone and type(optimizer) in _STILL and group["weight_decay"] == 0
             for p in group["params"]:
-                keep = self.keep.get(p)
-                if keep is None or p.grad is None:
-                    continue
-                _mask_gradient(p, keep)
-                if type(optimizer) in _ADAM and self.forget:
-                    for name in _ADAM_MOMENTS:
-                        if name in optimizer.state.get(p, ()):
-                            _zero_(optimizer.state[p][name], keep)
-                if not still or group["eps"] < torch.finfo(p.dtype).tiny:
-                    self.saved[p] = p.detach().clone()
-        self.forget = bool(self.saved)
+                if p in self.parts:
+                    # An eps that vanishes in the parameter's type makes 0 / 0 of zero moments.
+                    nonzero_eps = still and group["eps"] >= torch.finfo(p.dtype).tiny
+                    self.parts[p].before_step(p, still=nonzero_eps)
+        return self._mask_after_closure(*args, **kwargs)
 
-    def after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        for p, saved in self.saved.items():
-            _put_back_(p, saved, self.keep[p])
-        self.saved.clear()
+    def _mask_after_closure(self, optimizer: Optimizer, closure=None, *args) -> tuple | None:
+        """The arguments of a step whose closure makes the gradient."""
+        if closure is None:
+            return None
 
+        def masked_closure() -> Tensor:
+            loss = closure()
+            for p, part in self.parts.items():
+                if p.grad is not None:
+                    part.mask_gradient(p)
+            return loss
 
-def _checked(optimizer: Optimizer, mask: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
-    """The mask of each parameter that has any frozen, or a clear error."""
-    names = [n for group in optimizer.param_groups for n in group.get("param_names", ())]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    by_name = dict(zip(names, params, strict=False))
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    masks = {}
-    for key, m in mask.items():
-        if isinstance(key, Tensor):
-            p, label = key, f"a parameter of shape {tuple(key.shape)}"
-        elif not names:
-            raise ValueError(
-                f"the optimizer does not know the name {key!r}: build it from "
-                "model.named_parameters(), or key the mask by the parameters themselves"
-            )
-        elif key in repeated:
-            raise ValueError(f"two parameters of the optimizer are named {key!r}")
-        elif key not in by_name:
-            raise ValueError(f"the optimizer has no parameter named {key!r}")
-        else:
-            p, label = by_name[key], f"parameter {key!r}"
-        if m.dtype != torch.bool:
-            raise TypeError(f"the mask of {label} has dtype {m.dtype}, it must be torch.bool")
-        if m.shape != p.shape:
-            raise ValueError(
-                f"the mask of {label} has shape {tuple(m.shape)}, the parameter {tuple(p.shape)}"
-            )
-        if m.any():
-            masks[p] = m.to(p.device, copy=True)
-    return masks
+        return (optimizer, masked_closure, *args), {}
+
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        for p, part in self.parts.items():
+            part.after_step(p)
 
 
-def _masked(optimizer: Optimizer):
-    for group in optimizer.param_groups:
-        for p, mask in zip(group["params"], group.get("frozen", ()), strict=False):
-            if mask is not None:
-                yield p, mask
+def _part(group: dict, p: Tensor, mask: Tensor, name: str) -> FrozenPart:
+    if group.get("compact"):
+        return FreeCoordinates(p, mask, name)
+    if group.get("differentiable") or not p.is_floating_point():
+        return FrozenPart(p, mask, name)
+    return FrozenBits(p, mask, name)
 
 
-# torch.where and masked_fill_ with a bool mask cost several Adam steps on a CPU. The same on the
-# bits, with words that are 0 where frozen and all ones where free, is a vectorised pass, and inf
-# and NaN are bits like any other.
-def _keep(mask: Tensor, p: Tensor) -> Tensor:
-    return (~mask).to(_WORDS[p.element_size()]).neg_()
+def _reduce(reference: weakref.ref, protocol: int) -> tuple:
+    optimizer = reference()
+    arguments = (type(optimizer), optimizer.__getstate__(), optimizer._freezing.in_backward)
+    return _restore, arguments
 
 
-def _zero_(x: Tensor, keep: Tensor) -> None:
-    x.detach().view(keep.dtype).bitwise_and_(keep)
-
-
-def _put_back_(x: Tensor, saved: Tensor, keep: Tensor) -> None:
-    x, saved = x.detach().view(keep.dtype), saved.view(keep.dtype)
-    x.bitwise_xor_(saved).bitwise_and_(keep).bitwise_xor_(saved)
-
-
-def _mask_gradient(p: Tensor, keep: Tensor) -> None:
-    """Zero the frozen part of the gradient, unless it is zero and nobody wrote to it since."""
-    if getattr(p.grad, "_masked", None) != (id(keep), p.grad._version):
-        _zero_(p.grad, keep)
-        p.grad._masked = (id(keep), p.grad._version)
+def _restore(kind: type[Optimizer], state: dict, in_backward: bool) -> Optimizer:
+    optimizer = kind.__new__(kind)
+    optimizer.__setstate__(state)
+    freeze(optimizer, in_backward=in_backward)
+    return optimizer
 
 
 def _remove(handles: list) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+
+
+def _warn_unless_frozen(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    if not hasattr(optimizer, "_freezing") and has_masks(optimizer):
+        warnings.warn(
+            "the optimizer holds masks and freezes nothing: call freeze(optimizer), best before "
+            "loading them, or unfreeze(optimizer) to drop them",
+            stacklevel=3,
+        )
+
+
+# An optimizer that loaded masks and was never frozen can be seen from nowhere else.
+register_optimizer_step_pre_hook(_warn_unless_frozen)

@@ -1,0 +1,150 @@
+"""One parameter with a frozen part: masking its gradient, and holding its frozen values still.
+
+The three ways do the same; they differ in what they cost and in what they are right for.
+"""
+
+import torch
+from torch import Tensor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # as Adam calls them
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class FrozenPart:
+    """By ``masked_fill`` and ``where``: for any type of number, and visible to autograd.
+
+    Args:
+        p: the parameter.
+        mask: True = frozen; of the shape of ``p``, on its device.
+        name: what errors call the parameter.
+    """
+
+    def __init__(self, p: Tensor, mask: Tensor, name: str):
+        self._mask = mask
+        self._name = name
+        self._saved: Tensor | None = None
+        self._still = True
+
+    def mask_gradient(self, p: Tensor) -> None:
+        """Make the gradient zero where the parameter is frozen, also where it is inf or NaN."""
+        if p.grad.layout != torch.strided:
+            raise RuntimeError(
+                f"the gradient of {self._name} is sparse, and a freeze needs it dense: "
+                "build its layer with sparse=False"
+            )
+        if p.grad.requires_grad:
+            p.grad = p.grad.masked_fill(self._mask, 0)
+        else:
+            self._zero_(p.grad)
+
+    def before_step(self, p: Tensor, still: bool) -> None:
+        """Mask the gradient; remember the frozen values unless they stay where they are.
+
+        Args:
+            p: the parameter.
+            still: a step with zero gradient and zero moments moves nothing, and leaves the moments
+                zero.
+        """
+        if p.grad is not None:
+            self.mask_gradient(p)
+        self._still &= still  # moments that are not zero any more could move them later
+        self._saved = None if self._still else self._save(p)
+
+    def after_step(self, p: Tensor) -> None:
+        """Put back what the step did to the frozen values."""
+        if self._saved is not None:
+            self._put_back_(p, self._saved)
+            self._saved = None
+
+    def forget(self, p: Tensor, state: dict) -> None:
+        """Zero the moments of Adam where the parameter is frozen."""
+        for name in _MOMENTS:
+            if name in state:
+                self._zero_(state[name])
+
+    def recall(self, p: Tensor, state: dict) -> None:
+        """Undo what :meth:`forget` did to their shape; what it forgot stays zero."""
+        self.forget(p, state)
+
+    @torch.enable_grad()
+    def _save(self, p: Tensor) -> Tensor:
+        return p.clone() if p.grad_fn else p.detach().clone()
+
+    @torch.enable_grad()
+    def _put_back_(self, p: Tensor, saved: Tensor) -> None:
+        p = p if p.grad_fn else p.detach()
+        p.copy_(torch.where(self._mask, saved, p))
+
+    def _zero_(self, x: Tensor) -> None:
+        x.detach().masked_fill_(self._mask, 0)
+
+
+class FrozenBits(FrozenPart):
+    """On the bits of real numbers.
+
+    On a CPU ``masked_fill_`` and ``where`` take longer than a step of Adam. The bitwise "and" with
+    words that are 0 where frozen and all ones where free takes a third of one; inf and NaN are bits
+    like any other.
+    """
+
+    def __init__(self, p: Tensor, mask: Tensor, name: str):
+        super().__init__(p, mask, name)
+        self._free = (~mask).to(_WORDS[p.element_size()]).neg_()
+
+    def _put_back_(self, p: Tensor, saved: Tensor) -> None:
+        bits, saved = self._bits(p), self._bits(saved)
+        bits.bitwise_xor_(saved).bitwise_and_(self._free).bitwise_xor_(saved)
+
+    def _zero_(self, x: Tensor) -> None:
+        self._bits(x).bitwise_and_(self._free)
+
+    def _bits(self, x: Tensor) -> Tensor:
+        return x.detach().view(self._free.dtype)
+
+
+class FreeCoordinates(FrozenPart):
+    """By the index of the free coordinates, so that a step can work on these alone.
+
+    It then touches no frozen value, and its moments are as short as :meth:`stand_in`.
+    """
+
+    def __init__(self, p: Tensor, mask: Tensor, name: str):
+        super().__init__(p, mask, name)
+        index = (~mask).flatten().nonzero().squeeze(1)
+        short = mask.numel() <= torch.iinfo(torch.int32).max
+        self._index = index.to(torch.int32) if short else index
+
+    def stand_in(self, p: Tensor) -> Tensor:
+        """The free values of ``p``, flat, with their gradient; for the step in its place."""
+        self._saved = self._gather(p)
+        self._saved.grad = self._gather(p.grad)
+        return self._saved
+
+    def before_step(self, p: Tensor, still: bool) -> None:
+        self._saved = None
+
+    def forget(self, p: Tensor, state: dict) -> None:
+        """Keep the moments of the free coordinates alone."""
+        for moment in _MOMENTS:
+            if moment in state and state[moment].shape == p.shape:
+                state[moment] = self._gather(state[moment])
+
+    def recall(self, p: Tensor, state: dict) -> None:
+        """Moments of the shape of ``p`` again, zero in the frozen part."""
+        for name in _MOMENTS:
+            if name in state:
+                whole = torch.zeros_like(p, requires_grad=False)
+                self._put_back_(whole, state[name])
+                state[name] = whole
+
+    def _gather(self, x: Tensor) -> Tensor:
+        return x.detach().reshape(-1).index_select(0, self._index)
+
+    def _put_back_(self, p: Tensor, saved: Tensor) -> None:
+        flat = p.detach().reshape(-1).scatter_(0, self._index, saved)
+        if not p.is_contiguous():
+            p.detach().copy_(flat.view(p.shape))
+
+    def _zero_(self, x: Tensor) -> None:
+        free = self._gather(x)
+        self._put_back_(x.detach().zero_(), free)
