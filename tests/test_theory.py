@@ -187,3 +187,9 @@ def test_no_order_grows_slower_than_the_oracle(rng):
     every = [theory.growth(d, np.array(order)) for order in itertools.permutations(range(7))]
     assert (np.min(every, axis=0) >= oracle - 1e-12).all()
     np.testing.assert_allclose(np.mean(every, axis=0), (d @ d) * np.arange(8) / 7)
+
+
+def test_the_oracle_grows_by_0_363_of_random_for_normal_weights():
+    d = torch.erfinv(torch.linspace(-1, 1, 10_001, dtype=torch.float64)[1:-1]).numpy()
+    oracle = theory.growth(d, np.argsort(np.abs(d))).mean()
+    assert oracle / (d @ d / 2) == pytest.approx(1 - 2 / np.pi, abs=2e-3)

@@ -7,12 +7,12 @@ Objects :math:`x \sim N(0, I_n)`, answers :math:`y \sim N(w_*^T x, \sigma^2)`, l
 .. math:: E\,g = 2 d, \qquad C = 4 \bigl((|d|^2 + \sigma^2) I + d d^T\bigr).
 
 Freezing the coordinates :math:`F` for good costs :math:`\sum_F d_j^2`: this is the signal that an
-order should see. In :math:`C_{jj} = 4 (|d|^2 + \sigma^2) + 4 d_j^2` it is one part in n, drowned in what
-all coordinates share. In the uncentred moment of the minibatch gradient,
+order should see. In :math:`C_{jj} = 4 (|d|^2 + \sigma^2) + 4 d_j^2` it is one part in n, drowned in
+what all coordinates share. In the uncentred moment of the minibatch gradient,
 :math:`E\,g_{S,j}^2 = C_{jj} / S + 4 d_j^2`, averaging over S objects has removed most of that.
 
-Everything is for one coordinate j at a time and for a w that stands still. Arrays are of float64 and
-hold one value for each coordinate.
+Everything is for one coordinate j at a time and for a w that stands still. Arrays are of float64
+and hold one value for each coordinate.
 """
 
 from typing import NamedTuple
@@ -105,8 +105,8 @@ def uncentred(c: Cumulants, S: int) -> Estimator:
 def reliability(estimator: Estimator, iterations: float) -> float:
     r"""How alike two runs see the coordinates, after averaging over ``iterations``.
 
-    The squared correlation, over coordinates, of the average with its mean, and so the correlation of
-    two independent averages: signal / (signal + noise / T) with the variance of the mean over
+    The squared correlation, over coordinates, of the average with its mean, and so the correlation
+    of two independent averages: signal / (signal + noise / T) with the variance of the mean over
     coordinates for signal and the mean of the variance for noise. All three means are affine in
     :math:`d_j^2`, so this also is the squared correlation with :math:`d_j^2`.
 
@@ -121,8 +121,8 @@ def reliability(estimator: Estimator, iterations: float) -> float:
 def iterations_to_see(estimator: Estimator, target: float = 0.5) -> float:
     r"""Iterations after which :func:`reliability` is ``target``: noise / signal times odds of it.
 
-    For n coordinates :math:`d_j \sim N(0, s^2)` with :math:`\sigma^2 \ll |d|^2` and target 1/2 these
-    are about :math:`4 n^2` for the first sample, :math:`4 n^2 / S` for all samples, and
+    For n coordinates :math:`d_j \sim N(0, s^2)` with :math:`\sigma^2 \ll |d|^2` and target 1/2
+    these are about :math:`4 n^2` for the first sample, :math:`4 n^2 / S` for all samples, and
     :math:`(n/S)^2 + 2 n/S + 3 n^2/S^3` for the uncentred moment.
     """
     noise, signal = estimator.variance.mean(), estimator.mean.var()
@@ -144,9 +144,10 @@ def effective_iterations(beta: float, t: int) -> float:
 def growth(d: np.ndarray, order: np.ndarray) -> np.ndarray:
     r"""Growth of the expected loss for k = 0 ... n frozen coordinates, all others at their optimum.
 
-    :math:`\sum_{j \in F} d_j^2` for the k first of ``order``, a permutation of 0 ... n - 1. No order
-    grows slower than that by :math:`|d_j|`, the oracle; a random one grows by
-    :math:`k |d|^2 / n` in the mean.
+    :math:`\sum_{j \in F} d_j^2` for the k first of ``order``, a permutation of 0 ... n - 1. No
+    order grows slower than that by :math:`|d_j|`, the oracle; a random one grows by
+    :math:`k |d|^2 / n` in the mean. Averaged over k, the oracle's growth is 1 - 2 / pi = 0.363 of
+    a random order's for normal :math:`d_j` (the Gini index of a chi-squared variable is 2 / pi).
 
     >>> growth(np.array([1.0, 3.0, 2.0]), order=np.array([0, 2, 1]))
     array([ 0.,  1.,  5., 14.])
