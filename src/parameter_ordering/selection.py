@@ -36,6 +36,7 @@ def kth_smallest(flat: Tensor, k: int) -> Tensor:
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _SHIFTS_AND_FACTORS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+_CACHED = 2**15  # int64 that stay in the cache of a core between one pass and the next
 
 
 def tie_breaks(places: Tensor, seed: int) -> Tensor:
@@ -45,13 +46,13 @@ def tie_breaks(places: Tensor, seed: int) -> Tensor:
     Fast splittable pseudorandom number generators, OOPSLA 2014), read as signed: a bijection of
     the integers modulo 2**64, found for any place without those before it, on any device.
     """
-    z = places.add_(1).mul_(_GOLDEN - 2**64).add_(seed)
-    shifted = torch.empty_like(z)
-    for shift, factor in _SHIFTS_AND_FACTORS:
-        # Torch's shift of int64 copies the sign into the high bits, where zeros belong.
-        torch.bitwise_right_shift(z, shift, out=shifted).bitwise_and_((1 << 64 - shift) - 1)
-        z.bitwise_xor_(shifted).mul_(factor - 2**64 if factor >> 63 else factor)
-    return z
+    for z in places.split(_CACHED):
+        z.add_(1).mul_(_GOLDEN - 2**64).add_(seed)
+        for shift, factor in _SHIFTS_AND_FACTORS:
+            # Torch's shift of int64 copies the sign into the high bits, where zeros belong.
+            z.bitwise_xor_((z >> shift).bitwise_and_((1 << 64 - shift) - 1))
+            z.mul_(factor - 2**64 if factor >> 63 else factor)
+    return places
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
