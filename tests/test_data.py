@@ -339,13 +339,17 @@ def test_data_say_what_they_are():
             ValueError,
             "one object at least",
         ),
-        ({"x_test": torch.zeros(4, 3)}, ValueError, "x_train has 2 features and x_test 3"),
+        ({"x_test": torch.zeros(4, 3)}, ValueError, "x_train has 2 features, but x_test 3"),
         (
             {"x_train": torch.tensor([[0, torch.nan]] * 3)},
             ValueError,
-            "x_train holds NaN .* 3 of 6",
+            "x_train has 3 NaN or infinite of 6",
         ),
-        ({"y_test": torch.tensor([0, 1, 2, torch.inf])}, ValueError, "y_test holds NaN .* 1 of 4"),
+        (
+            {"y_test": torch.tensor([0, 1, 2, torch.inf])},
+            ValueError,
+            "y_test has 1 NaN or infinite of 4",
+        ),
     ],
 )
 def test_bad_data_are_refused(changed, error, message):

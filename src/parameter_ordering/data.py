@@ -62,16 +62,10 @@ class Data:
                     "be (objects, features) and (objects,), with one object at least"
                 )
             for name, values in ((f"x_{part}", x), (f"y_{part}", y)):
-                bad = values.numel() - int(values.isfinite().sum())
-                if bad:
-                    raise ValueError(
-                        f"{name} holds NaN or infinite values: {bad} of {values.numel()}"
-                    )
+                if bad := values.numel() - int(values.isfinite().sum()):
+                    raise ValueError(f"{name} has {bad} NaN or infinite of {values.numel()} values")
         if self.x_test.shape[1] != self.n:
-            raise ValueError(
-                f"x_train has {self.n} features and x_test {self.x_test.shape[1]}: "
-                "they must have the same"
-            )
+            raise ValueError(f"x_train has {self.n} features, but x_test {self.x_test.shape[1]}")
 
     def __repr__(self) -> str:
         train, test = len(self.y_train), len(self.y_test)
