@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import xarray as xr
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -132,12 +132,13 @@ class Experiment(ABC):
         """The same experiment with other settings."""
         return replace(self, **settings)
 
-    def run(self, progress: bool = True, jobs: int = 1) -> xr.Dataset:
+    def run(self, progress: bool = True, jobs: int = -1) -> xr.Dataset:
         """Train, order, freeze and train on; every run, order and k.
 
         Args:
             progress: whether to show a progress bar with the mean loss and the time left.
-            jobs: how many shards of runs to train side by side, in processes of their own.
+            jobs: how many shards of runs to train side by side, in processes of their own; -1 for
+                as many as there are cores. Results do not depend on it.
 
         Returns:
             ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
@@ -158,6 +159,7 @@ class Experiment(ABC):
             range(start, min(start + self.shard, self.runs))
             for start in range(0, self.runs, self.shard)
         ]
+        jobs = min(effective_n_jobs(jobs), len(shards))
         steps = self.t0 + self.iterations
         with tqdm(total=len(shards) * steps, disable=not progress, desc=self.name) as bar:
             if jobs == 1:
@@ -279,8 +281,9 @@ class Experiment(ABC):
     def _exact_covariance(self, model: nn.Module, minibatches: Minibatches) -> GradientCovariance:
         """C of the gradients of all training objects, at the weights that the model has now."""
         exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
-        x = minibatches.x.expand(len(next(model.parameters())), 1, -1, -1)
-        exact.update(summed(self.loss), x, minibatches.y)
+        runs = len(next(model.parameters()))
+        x, y = minibatches.x.expand(runs, 1, -1, -1), minibatches.y.expand(runs, 1, -1)
+        exact.update(summed(self.loss), x, y)
         return exact
 
 

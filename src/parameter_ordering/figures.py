@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, Scala
 
 from parameter_ordering.order import mean_frozen
 
-_NAMES = {
+NAMES = {
     "covariance": "proposed",
     "random": "random",
     "random_shared": "random, the same in all runs",
@@ -20,7 +20,7 @@ _NAMES = {
     "zero_variance_first": "zero variance first, then random",
 }
 _PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(_NAMES, [_PALETTE[i] for i in (0, 3, 1, 2, 7, 4)], strict=True))
+COLOURS = dict(zip(NAMES, [_PALETTE[i] for i in (0, 3, 1, 2, 7, 4)], strict=True))
 ALPHA_MAP = "cividis"
 
 
@@ -65,7 +65,7 @@ def loss_figure(
             faint = min(0.3, 5 / data.sizes["run"])
             axis.plot(share, loss.transpose("k", "run"), color=COLOURS[order], lw=0.7, alpha=faint)
             mean = loss.mean("run")
-            axis.plot(share, mean, color=COLOURS[order], lw=2.2, label=_NAMES[order])
+            axis.plot(share, mean, color=COLOURS[order], lw=2.2, label=NAMES[order])
         axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
         axis.xaxis.set_major_formatter(PercentFormatter(1))
         if log:
@@ -106,7 +106,7 @@ def alpha_figure(data: xr.Dataset, part: int = 40) -> Figure:
             strip.imshow((k / p)[None], **picture)
             image = axis.imshow(_thinned(shown, 1000), **picture)
             what = "all parameters" if row == 0 else f"{len(rows)} of them"
-            strip.set_title(f"({'abcd'[2 * row + column]}) {_NAMES[order]}, {what}")
+            strip.set_title(f"({'abcd'[2 * row + column]}) {NAMES[order]}, {what}")
             strip.set(yticks=[0.5 * len(shown)], yticklabels=["k / p"])
             axis.xaxis.set_major_formatter(PercentFormatter(1))
             sns.despine(ax=axis, left=True, bottom=True)
@@ -213,7 +213,7 @@ def weight_figure(data: xr.Dataset, orders: Sequence[str] = ("covariance",)) -> 
             ranks = data.ranks.sel(order=order)
             mean, spread = ranks.mean("run") / p, ranks.std("run") / p
             axis.errorbar(values, mean, spread, fmt="o", ms=3, lw=0.5, alpha=0.7,
-                          color=COLOURS[order], label=_NAMES[order])  # fmt: skip
+                          color=COLOURS[order], label=NAMES[order])  # fmt: skip
         axis.axhline(0.5, color="0.5", ls=":", lw=1)
         axis.set(title=f"({letter})", xlabel=label, ylim=(0, 1))
     axes[0].set_ylabel("rank / p, mean and spread over runs")
