@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parameter_ordering import factors
 from parameter_ordering.per_sample import PerSampleGradients
 
 S = 6
@@ -260,6 +259,7 @@ NOISES = {
     "alpha dropout": nn.AlphaDropout(0.5),
     "normal": lambda x: x * torch.randn_like(x),
     "uniform": lambda x: x + torch.rand_like(x),
+    "one number for all samples": lambda x: x * torch.randn(()),
 }
 
 
@@ -287,22 +287,6 @@ def test_random_layers_keep_the_masks_of_the_batch(noise, first_only):
             torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
             if not first_only:
                 check_factor(g[name], torch.stack(want[name]))
-
-
-def test_one_random_number_for_the_whole_minibatch():
-    """The first two ways take it from the graph; vmap draws one a sample, and says so."""
-    model, x, y = Noisy(lambda x: x * torch.randn(())), torch.randn(S, 4), torch.randn(S)
-    layers = [name for name, _ in model.named_parameters() if name != "weight"]
-    for names, first_only in (layers, False), ([*layers, "weight"], True):
-        gradients = PerSampleGradients(model, names, first_only, 0, True)
-        for _ in range(2):
-            _, g = gradients(squared_error, x, y)
-            for name, factor in g.items():
-                if not first_only:
-                    grad = model.get_parameter(name).grad
-                    torch.testing.assert_close(factor.total() / S, grad, rtol=1e-10, atol=1e-10)
-    with pytest.raises(RuntimeError, match=r"'weight' do not add up .* once for the whole"):
-        PerSampleGradients(model, ["weight"], False, 0, True)(squared_error, x, y)
 
 
 def test_parameters_that_stop_training_and_that_are_used_by_chance():

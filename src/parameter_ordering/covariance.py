@@ -129,7 +129,12 @@ class GradientCovariance:
             raise ValueError(f"kappa={kappa!r}: a fixed kappa is in (0, 1]")
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in!r}: take 0 or more updates")
-        self.model, self.samples, self.full, self.ensemble_dims = model, samples, full, ensemble_dims
+        self.model, self.samples, self.full, self.ensemble_dims = (
+            model,
+            samples,
+            full,
+            ensemble_dims,
+        )
         self.reduction, self.burn_in, self.unbiased = reduction, burn_in, unbiased
         self.kappa = kappa
         self.t = 0

@@ -1,19 +1,16 @@
-"""The gradients of one parameter for each sample of a minibatch, kept in factors.
+"""The gradients g_i of one parameter at the S samples of a minibatch, held in factors.
 
-A layer that is applied once leaves the gradient of each sample's loss in two factors which the
-backward pass computes anyway: for a linear layer g_i = d_i a_i^T, with the input a_i and the output
-gradient d_i of sample i. Each class here holds the S gradients of one parameter and gives what the
-covariance (2.6) needs of them; `FACTORS` builds them for a layer from its input and output gradient.
+For a linear layer g_i = d_i a_i^T, with the input a_i and the output gradient d_i of sample i. Each
+class here gives what the covariance (2.6) needs of the g_i without building more than a few at once.
 
-Axes: E axes of the ensemble, (*E); samples S; positions T (time steps, pixels); outputs m; inputs n.
+Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs, n inputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Rows:
@@ -64,12 +61,9 @@ class Outer(Rows):
         return self.d.mT @ self.a
 
     def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
-        if C.dim() > 2:
-            return super().add_first_(C, g_S, beta, alpha)
-        # By blocks of rows that stay in the cache: no temporary of the size of C is written.
-        step = max(1, _block(C) // C.shape[1])
-        for c, g, d in zip(C.split(step), g_S.split(step), self.d[0].split(step), strict=True):
-            r = torch.addr(g, d, self.a[0], beta=-1)
+        d, a = self.d[..., 0, :, None], self.a[..., 0, None, :]
+        for c, g, d_1 in _row_blocks(C, g_S, d):
+            r = torch.addcmul(g, d_1, a, value=-1)
             c.mul_(beta).addcmul_(r, r, value=alpha)
 
     def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
@@ -114,7 +108,7 @@ class OuterSum(Rows):
 
 
 class Lookup(Rows):
-    """g_i = the sum over positions of d_it, each in row `index[i, t]`: index (S, T), d (S, T, n)."""
+    """g_i = the sum over t of d_it in row index_it: index (S, T), d (S, T, n)."""
 
     dim = 0
 
@@ -147,89 +141,13 @@ class Lookup(Rows):
 
 
 def _block(like: Tensor) -> int:
+    """How many numbers a temporary may have: what stays in the cache, or fills an accelerator."""
     return 2**18 if like.device.type == "cpu" else 2**26
 
 
-def _linear(module: nn.Linear, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-    if a.dim() == E + 2:
-        return {"weight": Outer(d, a), "bias": Rows(d, E)}
-    if E:
-        return {}
-    a, d = a.flatten(1, -2), d.flatten(1, -2)
-    return {"weight": OuterSum(d.mT, a.mT, module.weight.shape), "bias": Rows(d.sum(1))}
-
-
-def _conv(module: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-    def twice(setting: tuple, one: int) -> tuple:
-        return (one, *setting) if len(setting) == 1 else setting
-
-    pad = module._reversed_padding_repeated_twice  # the one place where "same" is a number
-    if any(pad):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        a = F.pad(a, pad, mode=mode)
-    if a.dim() == 3:
-        a = a.unsqueeze(2)
-    kernel, stride = twice(module.kernel_size, 1), twice(module.stride, 1)
-    dilation = twice(module.dilation, 1)
-
-    def unfold(x: Tensor) -> Tensor:
-        columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
-        return columns.unflatten(1, (module.groups, -1))
-
-    d = d.flatten(2)
-    groups = d.unflatten(1, (module.groups, -1))
-    return {
-        "weight": OuterSum(groups, a, module.weight.shape, unfold),
-        "bias": Rows(d.sum(2)),
-    }
-
-
-def _embedding(module: nn.Embedding, index: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-    if module.padding_idx is not None:
-        d = d.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
-    index, d = index.reshape(len(d), -1), d.reshape(len(d), -1, d.shape[-1])
-    return {"weight": Lookup(index, d, module.weight.shape)}
-
-
-def _trailing(normalise: Callable) -> Callable:
-    """Norms whose weight has the shape of the last axes of the input."""
-
-    def factors(module, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-        between = tuple(range(1, d.dim() - len(module.normalized_shape)))
-        total = (lambda g: g.sum(between)) if between else (lambda g: g)
-        return {"weight": Rows(total(d * normalise(module, a))), "bias": Rows(total(d))}
-
-    return factors
-
-
-def _channels(normalise: Callable) -> Callable:
-    """Norms with one weight a channel, the second axis of the input."""
-
-    def factors(module, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-        def total(g: Tensor) -> Tensor:
-            return g.flatten(2).sum(2) if g.dim() > 2 else g
-
-        return {"weight": Rows(total(d * normalise(module, a))), "bias": Rows(total(d))}
-
-    return factors
-
-
-_layer_norm = _trailing(lambda m, a: F.layer_norm(a, m.normalized_shape, eps=m.eps))
-_rms_norm = _trailing(lambda m, a: F.rms_norm(a, m.normalized_shape, eps=m.eps))
-_group_norm = _channels(lambda m, a: F.group_norm(a, m.num_groups, eps=m.eps))
-_batch_norm = _channels(
-    lambda m, a: F.batch_norm(a, m.running_mean, m.running_var, eps=m.eps)  # refused in training
-)
-
-FACTORS: dict[type, Callable] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: _layer_norm,
-    nn.RMSNorm: _rms_norm,
-    nn.GroupNorm: _group_norm,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
-}
+def _row_blocks(C: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors in blocks along axis -2, so that nothing of the size of a large C is written."""
+    step = max(1, _block(C) * C.shape[-2] // C.numel())
+    if step >= C.shape[-2]:
+        return [(C, *others)]
+    return zip(*(t.split(step, -2) for t in (C, *others)), strict=True)

@@ -1,6 +1,5 @@
 """The gradient of each sample of a minibatch, beside its ordinary backward pass."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from parameter_ordering.factors import FACTORS, Rows
+from parameter_ordering.factors import Rows
+from parameter_ordering.layers import factors, owned, recorded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -19,7 +19,7 @@ class PerSampleGradients:
 
     The ways to the g_i of a parameter, of which the first that is open is taken:
 
-    1. from the input and the output gradient of its layer, where that is one of `FACTORS`, is
+    1. from the input and the output gradient of its layer, where that is one that `layers` knows, is
        called once and alone owns the parameter: nothing but the ordinary backward pass;
     2. where only g_1 is asked for, by a second backward pass through the same graph, from the loss
        of the first sample;
@@ -62,7 +62,7 @@ class PerSampleGradients:
         every = dict(model.named_parameters())
         self.parameters = {name: every[name] for name in names}
         self.by_layer: set[str] | None = None
-        self._layers = _layers(model, self.parameters)
+        self._layers = owned(model, self.parameters)
         self._retain = True  # the graph, for the ways that go back through it
         self._vmap = True  # whether that is able to
 
@@ -74,7 +74,7 @@ class PerSampleGradients:
         if trial and x.is_floating_point():
             leaf = x.detach().requires_grad_()
             x = leaf.clone()
-        with _recorded(self._layers) as calls:
+        with recorded(self._layers) as calls:
             output = self.model(x)
             loss = loss_fn(output, y)
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
@@ -111,7 +111,7 @@ class PerSampleGradients:
                 continue
             dtype = accumulator_dtype(self.parameters[next(iter(names.values()))])
             a = a.to(dtype) if a.is_floating_point() else a
-            g = FACTORS[_kind(layer)](layer, a, scale * d.to(dtype), self.E)
+            g = factors(layer, a, scale * d.to(dtype), self.E)
             gradients.update({names[local]: g[local] for local in g.keys() & names.keys()})
         return gradients
 
@@ -182,10 +182,10 @@ class PerSampleGradients:
             error = rows.total() - scale * batch_gradient(self.parameters[name])
             if not error.norm() <= tolerance * rows.g.norm() + self._noise(scale, tolerance):
                 raise RuntimeError(
-                    f"the gradients of single samples for {name!r} do not add up to the gradient of "
-                    "the minibatch: either the loss is not the mean (or, with reduction='sum', the "
-                    "sum) over samples, or a layer couples the samples, or a random number is drawn "
-                    "once for all; change that, or leave the parameter out (parameters=...)"
+                    f"the gradients of single samples for {name!r} do not add up to that of the "
+                    "minibatch: the loss is no mean (with reduction='sum' no sum) over samples, or a "
+                    "layer couples the samples, or one random number is drawn for all of them; "
+                    "change that, or leave the parameter out (parameters=...)"
                 )
 
     def _noise(self, scale: float, rounding: float) -> float:
@@ -202,9 +202,9 @@ class PerSampleGradients:
         if not (scale * together - apart).norm() <= _rounding(o.dtype) * apart.norm():
             reduction = "mean" if self.mean else "sum"
             raise ValueError(
-                f"loss_fn is not the {reduction} over samples of a loss of single samples: give the "
-                "other reduction=, or a loss in which all samples weigh the same (with class weights "
-                "or ignore_index a mean is divided by what the minibatch holds)"
+                f"loss_fn is not the {reduction} over samples of a loss of single samples: give "
+                "the other reduction=, or a loss in which all samples weigh the same (class weights "
+                "and ignore_index divide a mean by what the minibatch holds)"
             )
 
     def _check_model(self, loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor | None) -> None:
@@ -234,55 +234,8 @@ class _WithLoss(nn.Module):
         return self.loss_fn(self.model(x), y)
 
 
-class _Call:
-    """What one call of a layer leaves: its input, and in the backward pass its output gradient."""
-
-    def __init__(self, input: Tensor | None):
-        self.input, self.output_grad = input, None
-
-    def receive(self, output_grad: Tensor) -> None:
-        self.output_grad = output_grad
-
-
-@contextmanager
-def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[_Call]]]:
-    """The calls of each layer; all hooks are gone afterwards."""
-    calls, handles = {}, []
-
-    def record(layer: nn.Module, args: tuple, output: Tensor) -> None:
-        call = _Call(args[0].detach() if args else None)
-        calls.setdefault(layer, []).append(call)
-        if output.requires_grad:
-            handles.append(output.register_hook(call.receive))
-
-    try:
-        # First of all forward hooks: others may replace the output.
-        handles += [layer.register_forward_hook(record, prepend=True) for layer in layers]
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kind(layer: nn.Module) -> type | None:
-    return next((kind for kind in FACTORS if isinstance(layer, kind)), None)
-
-
-def _layers(model: nn.Module, parameters: dict[str, Tensor]) -> dict[nn.Module, dict[str, str]]:
-    """Layers of `FACTORS` with those parameters that they alone own: local name to name."""
-    own = {m: dict(m.named_parameters(recurse=False)) for m in model.modules()}
-    owners = Counter(id(p) for of in own.values() for p in of.values())
-    names = {id(p): name for name, p in parameters.items() if owners[id(p)] == 1}
-    layers = {
-        m: {local: names[id(p)] for local, p in of.items() if id(p) in names}
-        for m, of in own.items()
-        if _kind(m)
-    }
-    return {m: of for m, of in layers.items() if of}
-
-
 def _rounding(dtype: torch.dtype) -> float:
-    """What two orders of computing may differ by, with room for TF32; structural errors are near 1."""
+    """How far two orders of computing may be apart, TF32 too; what is wrong is off by about 1."""
     return torch.finfo(dtype).eps ** 0.4
 
 
