@@ -94,8 +94,9 @@ def evaluate(
     y: Tensor,
     chunk: int = 1000,
 ) -> Tensor:
-    """Loss (2.3) of every model, (R, V), on objects x (m, n) with answers y (m,)."""
+    """Loss (2.3) of every model, (R, V), on objects x (R or 1, m, n) with answers y (R or 1, m)."""
     total = 0
-    for rows, answers in zip(x.split(chunk), y.split(chunk), strict=True):
-        total = total + per_sample(model(rows[None, None]), answers).sum(-1, dtype=torch.float64)
-    return total / len(x)
+    for rows, answers in zip(x.split(chunk, 1), y.split(chunk, 1), strict=True):
+        losses = per_sample(model(rows[:, None]), answers[:, None])
+        total = total + losses.sum(-1, dtype=torch.float64)
+    return total / x.shape[1]

@@ -45,6 +45,7 @@ class Experiment(ABC):
         shared_weights: whether all runs start from the same weights.
         seed: of weights, minibatches and random orders.
         data_seed: of the data set or of its split.
+        own_data: whether each run has a data set of its own: run r that of ``data_seed + r``.
         horizon: length of the learning curve that t0 is taken from by rule.
         window: how far ahead the rule looks; see :func:`converged`.
         tolerance: which fall of the loss, as a share, the rule takes for none.
@@ -69,6 +70,7 @@ class Experiment(ABC):
     shared_weights: bool = False
     seed: int = 0
     data_seed: int = 0
+    own_data: bool = False
     horizon: int = 5000
     window: int = 1000
     tolerance: float = 0.05
@@ -146,15 +148,14 @@ class Experiment(ABC):
             ``variance`` (run, parameter): diag(C_t0) of (2.6);
             ``exact_variance`` (run, parameter): of the gradients of all training objects at w_t0;
             ``w0`` and ``w`` (run, parameter): the weights at the start and at t0;
-            ``w_true`` (feature), where (3.1) drew it.
+            ``w_true`` (feature), or (run, feature) with ``own_data``, where (3.1) drew it.
 
         Raises:
             ValueError: for S above the number of training objects.
             FloatingPointError: when a loss is no longer finite; run, order, k and iteration are
                 named.
         """
-        data = self.data()
-        self._check_data(data)
+        self._data([0])
         shards = [
             range(start, min(start + self.shard, self.runs))
             for start in range(0, self.runs, self.shard)
@@ -176,17 +177,17 @@ class Experiment(ABC):
                 for result in parallel(delayed(self._shard)(shard) for shard in shards):
                     results.append(result)
                     bar.update(steps)
-        return xr.concat(results, "run", data_vars="minimal").assign_attrs(self._attributes(data))
+        return xr.concat(results, "run", data_vars="minimal").assign_attrs(self._attributes())
 
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
         """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
-        data, runs = self.data(), range(self.runs)
-        self._check_data(data)
-        model, minibatches = self._start(data, runs)
+        runs = range(self.runs)
+        sets = self._data(runs)
+        model, minibatches = self._start(sets, runs)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
         every = max(1, self.window // 10)
         marks = range(0, self.horizon + 1, every)
-        curves = [self._evaluate(model, data)[..., 0]]
+        curves = [self._evaluate(model, sets)[..., 0]]
         with _one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
             for _ in bar:
                 for _ in range(every):
@@ -194,16 +195,17 @@ class Experiment(ABC):
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
                     optimizer.step()
-                curves.append(self._evaluate(model, data)[..., 0])
+                curves.append(self._evaluate(model, sets)[..., 0])
                 bar.set_postfix(loss=f"{curves[-1][0].mean():.4g}")
         loss = np.stack(curves, -1)
         return xr.Dataset(
             {"loss": (("split", "run", "iteration"), loss)},
             {"split": ["train", "test"], "run": list(runs), "iteration": list(marks)},
-            self._attributes(data),
+            self._attributes(),
         )
 
-    def _attributes(self, data: Data) -> dict[str, str]:
+    def _attributes(self) -> dict[str, str]:
+        data = self.data()
         provenance = {
             "experiment": self.name,
             "settings": asdict(self),
@@ -214,28 +216,35 @@ class Experiment(ABC):
         }
         return {"provenance": json.dumps(provenance)}
 
-    def _check_data(self, data: Data) -> None:
-        if len(data.x_train) < self.S:
-            raise ValueError(f"S = {self.S}, but there are {len(data.x_train)} training objects")
+    def _data(self, runs: Sequence[int]) -> list[Data]:
+        """The data set that all runs share, or one for each."""
+        own = [self.data_seed + run for run in runs] if self.own_data else [self.data_seed]
+        sets = [self.replace(data_seed=seed).data() for seed in own]
+        for data in sets:
+            if len(data.x_train) < self.S:
+                raise ValueError(f"S = {self.S}: there are {len(data.x_train)} training objects")
+        return sets
 
-    def _start(self, data: Data, runs: Sequence[int]) -> tuple[nn.Module, Minibatches]:
+    def _objects(self, sets: Sequence[Data], part: str) -> tuple[Tensor, Tensor]:
+        """x (sets, m, n) and y (sets, m) of the training or of the test part."""
+        x, y = (torch.stack([getattr(d, f"{name}_{part}") for d in sets]) for name in "xy")
+        return x.to(self.device), y.to(self.device)
+
+    def _start(self, sets: Sequence[Data], runs: Sequence[int]) -> tuple[nn.Module, Minibatches]:
         weight_seeds = seeds(self.seed, "weights", [0] * len(runs) if self.shared_weights else runs)
         model = build_all(self.build, weight_seeds).to(self.device)
-        x, y = data.x_train.to(self.device), data.y_train.to(self.device)
+        x, y = self._objects(sets, "train")
         return model, Minibatches(x, y, self.S, seeds(self.seed, "minibatches", runs))
 
-    def _evaluate(self, model: nn.Module, data: Data) -> np.ndarray:
-        parts = ((data.x_train, data.y_train), (data.x_test, data.y_test))
-        losses = [
-            evaluate(model, self.loss, x.to(self.device), y.to(self.device)) for x, y in parts
-        ]
-        return torch.stack(losses).cpu().numpy()
+    def _evaluate(self, model: nn.Module, sets: Sequence[Data]) -> np.ndarray:
+        parts = [self._objects(sets, part) for part in ("train", "test")]
+        return torch.stack([evaluate(model, self.loss, x, y) for x, y in parts]).cpu().numpy()
 
     def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
         """The results of some runs, trained together on one thread."""
         with _one_thread():
-            data, k = self.data(), self.k
-            model, minibatches = self._start(data, runs)
+            sets, k = self._data(runs), self.k
+            model, minibatches = self._start(sets, runs)
             own, common = seeds(self.seed, "own order", runs), seeds(self.seed, "common order", [0])
             try:
                 trained = train_to_t0(
@@ -258,7 +267,7 @@ class Experiment(ABC):
                     f"{self.name}, {where}: the loss is {e.loss} at iteration {e.t}; "
                     f"take a smaller lr than {self.lr}"
                 ) from None
-            loss = self._evaluate(model, data).reshape(2, len(runs), len(self.orders), len(k))
+            loss = self._evaluate(model, sets).reshape(2, len(runs), len(self.orders), len(k))
         variables = {
             "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
             "ranks": (
@@ -267,8 +276,10 @@ class Experiment(ABC):
             ),
             **{name: (("run", "parameter"), values) for name, values in at_t0.items()},
         }
-        if data.w is not None:
-            variables["w_true"] = ("feature", data.w.numpy())
+        if sets[0].w is not None:
+            w_true = np.stack([data.w.numpy() for data in sets])
+            own = (("run", "feature"), w_true)
+            variables["w_true"] = own if self.own_data else ("feature", w_true[0])
         coordinates = {
             "split": ["train", "test"],
             "order": list(self.orders),
@@ -282,7 +293,10 @@ class Experiment(ABC):
         """C of the gradients of all training objects, at the weights that the model has now."""
         exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
         runs = len(next(model.parameters()))
-        x, y = minibatches.x.expand(runs, 1, -1, -1), minibatches.y.expand(runs, 1, -1)
+        x, y = (
+            each[:, None].expand(runs, 1, *each.shape[1:])
+            for each in (minibatches.x, minibatches.y)
+        )
         exact.update(summed(self.loss), x, y)
         return exact
 

@@ -36,24 +36,27 @@ def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own shuffled epochs.
 
-    An epoch visits its objects in random order; the last, incomplete minibatch is left out. ``t``
-    counts the minibatches given so far.
+    Drawn from objects x (R or 1, m, n) and y (R or 1, m), of each run or shared by all. An epoch
+    visits its objects in random order; the last, incomplete minibatch is left out. ``t`` counts the
+    minibatches given so far.
     """
 
     def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
         self.x, self.y, self.S = x, y, S
+        self._owner = torch.arange(len(x), device=x.device)[:, None, None]
         self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
-        self._epoch, self._start = None, len(x)
+        self._epoch, self._start = None, x.shape[1]
         self.t = 0
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        if self._start + self.S > len(self.x):
-            epoch = [torch.randperm(len(self.x), generator=each) for each in self._generators]
+        m = self.x.shape[1]
+        if self._start + self.S > m:
+            epoch = [torch.randperm(m, generator=each) for each in self._generators]
             self._epoch, self._start = torch.stack(epoch).to(self.x.device), 0
         rows = self._epoch[:, None, self._start : self._start + self.S]
         self._start += self.S
         self.t += 1
-        return self.x[rows], self.y[rows]
+        return self.x[self._owner, rows], self.y[self._owner, rows]
 
 
 class Diverged(ArithmeticError):
