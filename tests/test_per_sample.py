@@ -38,7 +38,9 @@ def brute_force(model, loss_fn, x, y):
 def squared_error(output, y):
     """Mean over samples of a sum that weighs all outputs differently."""
     weights = torch.linspace(0.5, 1.5, output[0].numel()).view(1, *output.shape[1:])
-    return (weights * (output - y.view(-1, *[1] * (output.dim() - 1))) ** 2).flatten(1).sum(1).mean()
+    return (
+        (weights * (output - y.view(-1, *[1] * (output.dim() - 1))) ** 2).flatten(1).sum(1).mean()
+    )
 
 
 def check(model, x, loss_fn=squared_error, y=None, by_layer=None):
@@ -51,7 +53,7 @@ def check(model, x, loss_fn=squared_error, y=None, by_layer=None):
     for first_only in (False, True):
         gradients = PerSampleGradients(model, want, first_only, 0, True)
         for _ in range(2):
-            loss, g = gradients(loss_fn, x, y)
+            loss, _, g = gradients(loss_fn, x, y)
             assert torch.allclose(loss, loss_fn(model(x), y))
             assert g.keys() == {name for name, grad in batch.items() if grad is not None}
             for name in g:
@@ -94,7 +96,11 @@ LAYERS = {
     ),
     "cnn": (
         nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)
+            nn.Conv2d(1, 3, 3),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(27, 4),
         ),
         (1, 8, 8),
     ),
@@ -280,7 +286,7 @@ def test_random_layers_keep_the_masks_of_the_batch(noise, first_only):
             for name, w in model.named_parameters():
                 want[name].append(w.grad)
         torch.manual_seed(seed)
-        _, g = gradients(squared_error, x, y)
+        _, _, g = gradients(squared_error, x, y)
         assert torch.equal(torch.get_rng_state(), after)
         assert gradients.by_layer == {"a.weight", "a.bias", "c.weight", "c.bias"}
         for name in want:
@@ -295,7 +301,7 @@ def test_parameters_that_stop_training_and_that_are_used_by_chance():
     gradients(squared_error, x, y)
     model.a.requires_grad_(False)
     model.c.bias.requires_grad_(False)
-    _, g = gradients(squared_error, x, y)
+    _, _, g = gradients(squared_error, x, y)
     assert g.keys() == {"c.weight"}
     assert model.a.weight.grad is None
 
@@ -317,7 +323,7 @@ def test_structured_output(first_only):
     want = brute_force(model, loss_fn, x, y)
     gradients = PerSampleGradients(model, want, first_only, 0, True)
     for _ in range(2):
-        _, g = gradients(loss_fn, x, y)
+        _, _, g = gradients(loss_fn, x, y)
         for name in want:
             check_factor(g[name], want[name])
     assert gradients.by_layer == set()
@@ -333,5 +339,160 @@ def test_penalty_on_the_parameters(kind):
     check(model, x, loss_fn, y, by_layer={"c.bias"})
 
 
-@pytest.mark.parametrize("kind", [nn.Identity, Own])
-def test_sum_over_samples(kind): ...
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("kind", [Own, Twice])
+def test_sum_over_samples(kind, first_only):
+    model, x, y = kind(), torch.randn(S, 4), torch.randn(S)
+
+    def loss_fn(output, y):
+        return len(output) * squared_error(output, y)
+
+    want = brute_force(model, squared_error, x, y)
+    gradients = PerSampleGradients(model, want, first_only, 0, mean=False)
+    for _ in range(2):
+        _, g_S, g = gradients(loss_fn, x, y)
+        for name in g:
+            torch.testing.assert_close(g_S[name], want[name].mean(0), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(model.get_parameter(name).grad, S * g_S[name])
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            if not first_only:
+                check_factor(g[name], want[name])
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("kind", [Own, Twice, Tied])
+def test_masked_gradients_have_their_means_from_before_the_mask(kind, first_only):
+    model, x, y = kind(), torch.randn(S, 4), torch.randn(S)
+    want = brute_force(model, squared_error, x, y)
+    gradients = PerSampleGradients(model, want, first_only, 0, True)
+
+    def clear(w):
+        w.grad.zero_()
+
+    for w in model.parameters():
+        w.register_post_accumulate_grad_hook(clear)
+    for _ in range(2):
+        _, g_S, g = gradients(squared_error, x, y)
+        for name in g:
+            torch.testing.assert_close(g_S[name], want[name].mean(0), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            assert not model.get_parameter(name).grad.any()
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("loss_fn", ["weights", "ignore", "sum", "pairs"])
+def test_losses_that_are_no_mean_are_refused(loss_fn, first_only):
+    model, x, y = nn.Linear(3, 4), torch.randn(S, 3), torch.arange(S) % 4
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)  # all losses of single samples are the same number
+    loss_fn = {
+        "weights": lambda o, y: F.cross_entropy(o, y, weight=torch.arange(1.0, 5.0)),
+        "ignore": lambda o, y: F.cross_entropy(o, y, ignore_index=0),
+        "sum": lambda o, y: F.cross_entropy(o, y, reduction="sum"),
+        "pairs": lambda o, y: (o[:, 1] - y - o[:, 1].mean()).square().mean(),
+    }[loss_fn]
+    gradients = PerSampleGradients(model, ["weight"], first_only, 0, True)
+    before = gradients.parameters["weight"].clone()
+    with pytest.raises(ValueError, match="loss_fn is not the mean over samples"):
+        gradients(loss_fn, x, y)
+    assert torch.equal(model.weight, before)
+    assert model.weight.grad is None
+
+
+class Across(nn.Module):
+    """Looks across the minibatch, after what `before` makes of it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.c = before, nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.before(x)
+        return self.c(x - x.mean(0))
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_models_that_couple_the_samples_are_refused(first_only):
+    model = Across(nn.Linear(3, 3))
+    gradients = PerSampleGradients(model, ["c.weight"], first_only, 0, True)
+    with pytest.raises(ValueError, match="couples the samples"):
+        gradients(squared_error, torch.randn(S, 3), torch.randn(S))
+    assert model.c.weight.grad is None
+
+
+def traces(model):
+    hooks = [key for key in vars(model) if "hooks" in key]
+    return [(m, key, dict(vars(m)[key])) for m in model.modules() for key in hooks]
+
+
+class Kept(Twice):
+    """Keeps an activation, and fails when told to."""
+
+    fail = False
+
+    def forward(self, x):
+        self.kept = self.a(x)
+        if self.fail:
+            raise KeyError("asked for")
+        return self.c(self.kept)
+
+
+@pytest.mark.parametrize("fail", ["model", "loss", "backward", None])
+def test_hooks_leave_no_trace(fail):
+    model, x, y = Kept(), torch.randn(S, 4), torch.randn(S)
+    before, training = traces(model), model.training
+    gradients = PerSampleGradients(model, ["a.weight", "c.weight"], False, 0, True)
+
+    def loss_fn(output, y):
+        if fail == "loss":
+            raise KeyError("asked for")
+        if fail == "backward":
+            output.register_hook(lambda d: {}["asked for"])
+        return squared_error(output, y)
+
+    model.fail = fail == "model"
+    if fail:
+        with pytest.raises(KeyError, match="asked for"):
+            gradients(loss_fn, x, y)
+    else:
+        gradients(loss_fn, x, y)
+    assert traces(model) == before
+    assert model.training == training
+    assert not model.kept._backward_hooks
+    assert not any(w._backward_hooks for w in model.parameters())
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_types(dtype):
+    """By layer in any type; the accumulator is float32 at least."""
+    model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, y = torch.randn(S, 20), torch.randn(S)
+    with torch.no_grad():  # what the types can hold
+        for w in model.parameters():
+            w.copy_(w.to(dtype))
+    x, y = x.to(dtype).double(), y.to(dtype).double()
+    want = brute_force(model, squared_error, x, y)
+    gradients = PerSampleGradients(model.to(dtype), want, False, 0, True)
+    _, g_S, g = gradients(squared_error, x.to(dtype), y.to(dtype))
+    assert gradients.by_layer == want.keys()
+    for name in want:
+        assert g_S[name].dtype == g[name].rows().dtype == torch.float32
+        error = (g[name].rows() - want[name]).norm() / want[name].norm()
+        assert error < 10 * torch.finfo(dtype).eps
+
+
+def test_autocast():
+    model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 3)).float()
+    x, y = torch.randn(S, 20).float(), torch.randn(S).float()
+    want = brute_force(model, squared_error, x, y)
+    gradients = PerSampleGradients(model, want, False, 0, True)
+
+    def loss_fn(output, y):
+        return squared_error(output.float(), y)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        _, _, g = gradients(loss_fn, x, y)
+    assert gradients.by_layer == want.keys()
+    for name in want:
+        assert (g[name].rows() - want[name]).norm() / want[name].norm() < 0.05

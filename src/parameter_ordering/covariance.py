@@ -1,4 +1,4 @@
-"""The covariance of the stochastic gradient, estimated while a model trains: (2.6)."""
+r"""The covariance of the stochastic gradient, estimated while a model trains: (2.6)."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -9,100 +9,79 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from parameter_ordering.factors import Rows
-from parameter_ordering.per_sample import (
-    Loss,
-    PerSampleGradients,
-    accumulator_dtype,
-    batch_gradient,
-)
+from parameter_ordering.per_sample import Loss, PerSampleGradients, accumulator_dtype
+
+__all__ = ["GradientCovariance", "running_mean"]
 
 
 def running_mean(t: int) -> float:
-    """kappa_t = 1/t of the paper: C_t is the mean of all t contributions, and C_0 has no part in it."""
+    """kappa_t = 1/t of the paper: C_t is the mean of t contributions, and C_0 has no part in it."""
     return 1 / t
 
 
 class GradientCovariance:
     r"""The covariance matrix of the stochastic gradient, or its diagonal: (2.6).
 
-    With g_i the gradient of the loss of sample i of a minibatch of S, and g_S the mean of the g_i,
+    With :math:`g_i` the gradient of the loss of sample i of a minibatch of S, and :math:`g_S` their
+    mean,
 
     .. math::
-        C_t = (1 - \kappa_t)\, C_{t-1} + \kappa_t\, V_t,
-        \qquad
-        V_t = \begin{cases}
-            (g_1 - g_S)(g_1 - g_S)^\top & \text{samples="first", the paper} \\
-            \frac{1}{S} \sum_i (g_i - g_S)(g_i - g_S)^\top & \text{samples="all"}
-        \end{cases}
+        C_t = (1 - \kappa_t) \, C_{t-1} + \kappa_t V_t, \qquad
+        V_t = (g_1 - g_S)(g_1 - g_S)^\top
+        \quad \text{or} \quad
+        V_t = \frac{1}{S} \sum_{i=1}^{S} (g_i - g_S)(g_i - g_S)^\top
 
-    For independent samples both V_t have the mean (1 - 1/S) C, with C the covariance of one g_i; "all" has
-    S - 1 times less variance where the g_i are normal. C is that of g_i, never of g_i/S, and has the unit
-    of a squared gradient. It is an average along the trajectory of the parameters, not C at its end:
-    `burn_in` and `kappa` choose the window.
+    for ``samples="first"``, the paper, or ``"all"``. For independent samples both :math:`V_t` have
+    the mean :math:`(1 - 1/S) \, C` with C the covariance of one :math:`g_i`, never of
+    :math:`g_i / S`; where the :math:`g_i` are normal the second has S - 1 times less variance. Its
+    unit is that of a squared gradient. :math:`C_t` is an average along the trajectory of the
+    parameters, not the covariance at its end; ``kappa`` and ``burn_in`` choose the window.
 
-    Parameters
-    ----------
-    model
-        any module, on its device already. Its trainable parameters at this moment are followed; one that
-        has no gradient in an update, unused or frozen since, counts with the gradient zero.
-    samples
-        "first" (the paper) or "all".
-    full
-        whether to keep the whole matrix, p x p numbers.
-    ensemble_dims
-        how many leading axes of all parameters tell models of an ensemble apart; axis `ensemble_dims` of
-        x, y and the output is then that of the samples, and the loss is summed over models.
-    reduction
-        "mean" if the loss is the mean over samples, "sum" if it is their sum.
-    parameters
-        which to follow: names, or a filter ``(name, parameter) -> bool``; None for all that train.
-    kappa
-        the weight of a contribution: a function of t = 1, 2, ... after `burn_in`, or a number in (0, 1] for an
-        exponential window (with C_0 = 0 it holds the share 1 - (1 - kappa)^t of its limit, the same for
-        every parameter). Default 1/t, the running mean.
-    burn_in
-        the number of first updates that leave C as it is.
-    initial
-        C_0: the diagonal as a dict of tensors, or with `full` the matrix. Default 0. With kappa = 1/t it is
-        gone after one step; with 1/(t + 1) it weighs as much as one contribution.
-    unbiased
-        whether to multiply V_t by S/(S - 1), so that its mean is C.
-    memory_limit
-        the size of a full matrix, in bytes, above which it is refused.
+    The gradients of single samples come from the inputs and output gradients of the layers: "all"
+    takes one more matrix product for each weight, "first" next to nothing. For a parameter that
+    this does not reach (two layers share it or none owns it, its layer is called twice or is none
+    of those known) "first" takes a second backward pass, "all" ``torch.func.vmap``. The first
+    update tests this, and takes the time of a few.
 
-    Attributes
-    ----------
-    t : int
-        the number of updates, those of `burn_in` included.
+    Args:
+        model: any module, on its device. The parameters that train now are followed; one without a
+            gradient in some update, unused or frozen since, has the gradient zero there.
+        samples: "first" or "all".
+        full: whether to keep the matrix, (p, p), not only its diagonal.
+        ensemble_dims: how many leading axes of all parameters tell the models of an ensemble apart.
+            The axis after them in x, y and the output is that of the samples, and the loss is
+            summed over models.
+        reduction: "mean" if the loss is the mean over samples, "sum" if it is their sum.
+        parameters: which to follow, as names or as a filter ``(name, parameter) -> bool``.
+        kappa: the weights, a function of t = 1, 2, ... that counts from the end of the burn-in; or
+            a number, for an exponential window.
+        burn_in: the number of first updates that leave C as it is.
+        initial: C_0, a mapping from names to tensors, or with ``full`` the matrix. Zero by default:
+            an exponential window then has reached the share 1 - (1 - kappa)^t of its level, of all
+            parameters alike.
+        unbiased: whether to multiply V_t by S / (S - 1), so that its mean is C.
+        memory_limit: bytes; a larger matrix is refused.
 
-    Raises
-    ------
-    ValueError
-        for a setting out of range or an unknown name; in `update` for S < 2, a BatchNorm in training mode, and a model or loss
-        that couples the samples. C and t are then as before.
-    MemoryError
-        if `full` needs more than `memory_limit`.
+    Attributes:
+        t: the number of updates, those of the burn-in included.
 
-    Notes
-    -----
-    `update` costs one backward pass and about a third (one more product for each weight) with "all", less with
-    "first", where the layers are of `parameter_ordering.factors.FACTORS`; see `PerSampleGradients` for the rest.
-    A parameter shared by layers, or by two calls of one, needs a second backward pass with "first" and a
-    `torch.func.vmap` over the minibatch with "all". The second moment is accumulated before g_S is
-    subtracted: a standard deviation below sqrt(eps) |g_S| is not resolved in the diagonal of "all".
+    Raises:
+        ValueError: for a setting out of range or an unknown name; by :meth:`update` for S < 2, for
+            BatchNorm in training mode, for a model or a loss that couples the samples. C and t
+            have not changed then.
+        MemoryError: for a matrix above ``memory_limit``.
 
-    Examples
-    --------
+    Source: Grabovoy, Bakhteev, Strijov, (2.6).
+
     >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(model.weight, 0.5)
     >>> C = GradientCovariance(model, samples="all")
     >>> x, y = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.zeros(2, 1)
-    >>> with torch.no_grad():
-    ...     _ = model.weight.fill_(0.5)
-    >>> C.update(nn.functional.mse_loss, x, y)  # g_1 = [1, 0], g_2 = [9, 0]
+    >>> C.update(nn.functional.mse_loss, x, y)  # g_1 = (1, 0), g_2 = (9, 0)
     tensor(1.2500)
     >>> C.diagonal()
     {'weight': tensor([[16.,  0.]])}
-    >>> model.weight.grad  # g_S, ready for optimizer.step()
+    >>> model.weight.grad  # g_S
     tensor([[5., 0.]])
     """
 
@@ -143,8 +122,8 @@ class GradientCovariance:
         for name, w in self._parameters.items():
             if w.dim() < ensemble_dims or w.shape[:ensemble_dims] != self._ensemble:
                 raise ValueError(
-                    f"parameter {name!r} of shape {tuple(w.shape)}: with ensemble_dims={ensemble_dims} all "
-                    f"parameters have the same leading axes, here {tuple(self._ensemble)}"
+                    f"parameter {name!r} of shape {tuple(w.shape)}: the {ensemble_dims} leading "
+                    f"axes of the ensemble must be the same for all, {tuple(self._ensemble)}"
                 )
         self._sizes = [prod(w.shape[ensemble_dims:]) for w in self._parameters.values()]
         self._C = self._zero(memory_limit)
@@ -158,30 +137,26 @@ class GradientCovariance:
         )
 
     def update(self, loss_fn: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """One step of (2.6) on a minibatch, and its ordinary backward pass.
+        """One step of (2.6), with the forward and backward pass of a minibatch.
 
-        Parameters
-        ----------
-        loss_fn
-            gives the loss ``loss_fn(model(x), y)``, one number; also of a minibatch of one sample.
-        x, y
-            the minibatch, (*E, S, ...) each with the samples on axis `ensemble_dims`.
+        ``.grad`` of every parameter of the model is replaced, not added to: afterwards it is what
+        ``zero_grad()`` and ``loss.backward()`` would have left, ready for ``optimizer.step()``.
 
-        Returns
-        -------
-        Tensor
-            the loss, detached.
+        Args:
+            loss_fn: gives the loss, ``loss_fn(model(x), y)``; it and the model also take a
+                minibatch of one sample.
+            x, y: the minibatch, with the samples on axis ``ensemble_dims`` of both.
 
-        ``.grad`` of every parameter of the model is replaced (not added to) by the gradient of this loss, as
-        after ``optimizer.zero_grad()`` and ``loss.backward()``: ready for ``optimizer.step()``.
+        Returns:
+            The loss, detached.
         """
         S, kappa = self._check(x, y), self._next_kappa()
-        loss, g = self._gradients(loss_fn, x, y)
+        loss, g_S, g = self._gradients(loss_fn, x, y)
         if kappa > 0:
             alpha = kappa * S / (S - 1) if self.unbiased else kappa
             add = self._add_to_matrix if self.full else self._add_to_diagonal
             with torch.no_grad():
-                add(g, S, 1 - kappa, alpha)
+                add(g_S, g, 1 - kappa, alpha)
         self.t += 1
         return loss
 
@@ -201,27 +176,31 @@ class GradientCovariance:
             raise ValueError("only the diagonal is kept: construct with full=True for the matrix")
         return self._C.clone()
 
-    def _add_to_diagonal(self, g: dict[str, Rows], S: int, beta: float, alpha: float) -> None:
+    def _add_to_diagonal(
+        self, g_S: dict[str, Tensor], g: dict[str, Rows], beta: float, alpha: float
+    ) -> None:
         for name, C in self._C.items():
             if name in g:
                 add = g[name].add_first_ if self.samples == "first" else g[name].add_all_
-                add(C, self._mean_gradient(name, S), beta, alpha)
+                add(C, g_S[name], beta, alpha)
             else:
                 C.mul_(beta)
 
-    def _add_to_matrix(self, g: dict[str, Rows], S: int, beta: float, alpha: float) -> None:
-        E, rows = self.ensemble_dims, 1 if self.samples == "first" else S
-        r = self._C.new_zeros(*self._ensemble, rows, sum(self._sizes))
+    def _add_to_matrix(
+        self, g_S: dict[str, Tensor], g: dict[str, Rows], beta: float, alpha: float
+    ) -> None:
+        E, first = self.ensemble_dims, self.samples == "first"
+        deviations = {
+            name: (g_i.first().unsqueeze(E) if first else g_i.rows()) - g_S[name].unsqueeze(E)
+            for name, g_i in g.items()
+        }
+        S = next((r.shape[E] for r in deviations.values()), 1)
+        r = self._C.new_zeros(*self._ensemble, S, sum(self._sizes))
         for name, part in zip(self._parameters, r.split(self._sizes, -1), strict=True):
             if name in g:
-                g_i = g[name].first().unsqueeze(E) if rows == 1 else g[name].rows()
-                part.copy_((g_i - self._mean_gradient(name, S).unsqueeze(E)).reshape(part.shape))
+                part.copy_(deviations[name].reshape(part.shape))
         r, C = r.view(-1, *r.shape[-2:]), self._C.view(-1, *self._C.shape[-2:])
-        C.baddbmm_(r.mT, r, beta=beta, alpha=alpha / rows)
-
-    def _mean_gradient(self, name: str, S: int) -> Tensor:
-        gradient = batch_gradient(self._parameters[name])
-        return gradient if self.reduction == "mean" else gradient / S
+        C.baddbmm_(r.mT, r, beta=beta, alpha=alpha / S)
 
     def _next_kappa(self) -> float:
         t = self.t + 1 - self.burn_in
@@ -243,9 +222,9 @@ class GradientCovariance:
         for name, layer in self._batch_norms.items():
             if layer.training or layer.running_mean is None:
                 raise ValueError(
-                    f"{name or 'the model'} is a BatchNorm that normalises by the statistics of the minibatch: it "
-                    "couples the samples, so none has a gradient of its own; call eval() on this layer, "
-                    "or use GroupNorm or LayerNorm"
+                    f"{name or 'the model'} is a BatchNorm that takes the statistics of the "
+                    "minibatch: this couples the samples, so none has a gradient of its own; call "
+                    "eval() on this layer, or use GroupNorm or LayerNorm"
                 )
         return x.shape[E]
 
@@ -262,9 +241,9 @@ class GradientCovariance:
         size = models * p * p * dtype.itemsize
         if size > memory_limit:
             raise MemoryError(
-                f"the full covariance of {models} x {p} parameters takes {size:,} bytes, over "
-                f"memory_limit={memory_limit:,}: follow fewer (parameters=...), keep the diagonal, or "
-                "raise the limit"
+                f"the full covariance of {models} x {p} parameters takes {size:,} bytes, above "
+                f"memory_limit={memory_limit:,}: follow fewer (parameters=...), keep the diagonal "
+                "only, or raise the limit"
             )
         device = next(iter(self._parameters.values())).device
         return torch.zeros(*self._ensemble, p, p, dtype=dtype, device=device)
@@ -279,7 +258,7 @@ class GradientCovariance:
         for name, C in own.items():
             if given[name].shape != C.shape:
                 raise ValueError(
-                    f"initial of {name!r} has shape {tuple(given[name].shape)}, not {tuple(C.shape)}"
+                    f"initial {name!r} has shape {tuple(given[name].shape)}, not {tuple(C.shape)}"
                 )
             C.copy_(given[name])
 

@@ -1,7 +1,7 @@
 """The gradients g_i of one parameter at the S samples of a minibatch, held in factors.
 
 For a linear layer g_i = d_i a_i^T, with the input a_i and the output gradient d_i of sample i. Each
-class here gives what the covariance (2.6) needs of the g_i without building more than a few at once.
+class here gives what the covariance (2.6) needs of the g_i, without building more than a few.
 
 Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs, n inputs.
 """

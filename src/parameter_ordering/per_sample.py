@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from parameter_ordering.factors import Rows
-from parameter_ordering.layers import factors, owned, recorded
+from parameter_ordering.layers import Call, factors, owned, recorded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -19,35 +19,30 @@ class PerSampleGradients:
 
     The ways to the g_i of a parameter, of which the first that is open is taken:
 
-    1. from the input and the output gradient of its layer, where that is one that `layers` knows, is
-       called once and alone owns the parameter: nothing but the ordinary backward pass;
+    1. from the input and the output gradient of its layer, if :mod:`.layers` knows it, it is called
+       once, and it alone owns the parameter: nothing but the ordinary backward pass;
     2. where only g_1 is asked for, by a second backward pass through the same graph, from the loss
        of the first sample;
-    3. by `torch.func.vmap` over the samples, the random numbers of the forward pass drawn again;
-    4. by one backward pass a sample through the same graph, for what `vmap` cannot do.
+    3. by ``torch.func.vmap`` over the samples, with the random numbers of the forward pass drawn
+       again;
+    4. by one backward pass a sample through the same graph, for what ``vmap`` cannot do.
 
     So the g_i are always those of the dropout masks of the minibatch. On first use the ways are put
-    to the test: what they give must add up to ``.grad``, and what the first gives must begin with
-    the g_1 of the second. This finds a weight that a function uses again, and a layer that has the
-    samples on another axis. A model or a loss that couples the samples is refused.
+    to the test: what they give must add up to the gradient of the minibatch, and what the first
+    gives must begin with the g_1 of the second. This finds a weight that a function uses again, and
+    a layer that has the samples on another axis. A model of real inputs or a loss that couples the
+    samples is refused then.
 
-    Parameters
-    ----------
-    model
-        the model.
-    names
-        the parameters to follow, by their names in ``named_parameters()``.
-    first_only
-        whether only g_1 is asked for.
-    ensemble_dims
-        the number E of leading axes of all parameters; axis E of x and y is that of the samples.
-    mean
-        whether the loss is the mean over samples; if not, it is their sum.
+    Args:
+        model: the model.
+        names: the parameters to follow, by their names in ``named_parameters()``.
+        first_only: whether only g_1 is asked for.
+        ensemble_dims: the number E of leading axes of all parameters; axis E of x and y is that of
+            the samples.
+        mean: whether the loss is the mean over samples; if not, it is their sum.
 
-    Attributes
-    ----------
-    by_layer : set of str, or None before first use
-        the parameters that go the first way.
+    Attributes:
+        by_layer: the names of the parameters that go the first way; None before first use.
     """
 
     def __init__(
@@ -63,53 +58,68 @@ class PerSampleGradients:
         self.parameters = {name: every[name] for name in names}
         self.by_layer: set[str] | None = None
         self._layers = owned(model, self.parameters)
+        self._dtypes = {name: accumulator_dtype(w) for name, w in self.parameters.items()}
         self._retain = True  # the graph, for the ways that go back through it
         self._vmap = True  # whether that is able to
 
-    def __call__(self, loss_fn: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Rows]]:
-        """The loss, and the g_i of each parameter that has a gradient; replaces ``.grad``."""
+    def __call__(
+        self, loss_fn: Loss, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Rows]]:
+        """The loss, and g_S and the g_i of each parameter that has a gradient.
+
+        Replaces ``.grad`` of all parameters of the model by the gradient of the loss.
+        """
         E, S, trial = self.E, x.shape[self.E], self.by_layer is None
-        scale = S if self.mean else 1
         random, leaf = _random_state(x.device), None
         if trial and x.is_floating_point():
             leaf = x.detach().requires_grad_()
             x = leaf.clone()
-        with recorded(self._layers) as calls:
+        with recorded(self._layers) as calls, _before_masks(self.parameters) as unmasked:
             output = self.model(x)
             loss = loss_fn(output, y)
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
             aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
             if trial and aligned:
-                self._check_loss(loss_fn, output, y, scale)
+                self._check_loss(loss_fn, output, y)
                 self._check_model(loss_fn, output, y, leaf)
             self.model.zero_grad()
             loss.backward(retain_graph=self._retain)
+        g_S = {
+            name: self._mean(name, unmasked.get(name, w.grad), S)
+            for name, w in self.parameters.items()
+            if w.requires_grad and w.grad is not None
+        }
         alone = partial(self._alone, loss_fn, output, y) if aligned and self._retain else None
-        used = {n for n, w in self.parameters.items() if w.requires_grad and w.grad is not None}
-        g = self._from_layers(once, S, scale)
-        g = {name: g[name] for name in g.keys() & used}
+        g = self._from_layers(once, S)
         by_layer = self.by_layer
         if trial:
-            rounding = _rounding(output.dtype) if aligned else 0.0
-            by_layer = self._confirmed(g, alone, scale, rounding)
-        g = {name: g[name] for name in g.keys() & by_layer}
-        if rest := sorted(used - g.keys()):
+            dtypes = {c.output_grad.dtype for c in once.values() if c.output_grad is not None}
+            rounding = max(map(_rounding, dtypes), default=0.0)
+            by_layer = self._confirmed(g, g_S, alone, S, rounding)
+        g = {name: g[name] for name in g.keys() & g_S.keys() & by_layer}
+        if rest := sorted(g_S.keys() - g.keys()):
             if self.first_only and alone:
                 g.update({n: Rows(v.unsqueeze(E), E) for n, v in alone(0, rest).items()})
             else:
                 mapped = partial(self._mapped, loss_fn, x.detach(), y, random)
-                g.update(self._of_all(rest, mapped, alone, S, scale))
+                g.update(self._of_all({name: g_S[name] for name in rest}, mapped, alone, S))
         self.by_layer, self._retain = by_layer, bool(rest)
-        return loss.detach(), g
+        return loss.detach(), g_S, g
 
-    def _from_layers(self, calls: dict, S: int, scale: float) -> dict[str, Rows]:
+    def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
+        """g_S, dense and in the precision of the accumulator, from the gradient of the loss."""
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        gradient = gradient.detach().to(self._dtypes[name])
+        return gradient if self.mean else gradient / S
+
+    def _from_layers(self, calls: dict[nn.Module, Call], S: int) -> dict[str, Rows]:
         """The first way."""
-        gradients = {}
+        gradients, scale = {}, S if self.mean else 1
         for layer, call in calls.items():
             a, d, names = call.input, call.output_grad, self._layers[layer]
             if any(t is None or t.dim() <= self.E or t.shape[self.E] != S for t in (a, d)):
                 continue
-            dtype = accumulator_dtype(self.parameters[next(iter(names.values()))])
+            dtype = self._dtypes[next(iter(names.values()))]
             a = a.to(dtype) if a.is_floating_point() else a
             g = factors(layer, a, scale * d.to(dtype), self.E)
             gradients.update({names[local]: g[local] for local in g.keys() & names.keys()})
@@ -127,14 +137,14 @@ class PerSampleGradients:
         return {name: g.to(accumulator_dtype(g)) for name, g in zip(w, g, strict=True)}
 
     def _of_all(
-        self, names: list[str], mapped: Callable, alone: Callable | None, S: int, scale: float
+        self, g_S: dict[str, Tensor], mapped: Callable, alone: Callable | None, S: int
     ) -> dict[str, Rows]:
         """The third way, or the fourth."""
-        trial = self.by_layer is None
+        names, trial = list(g_S), self.by_layer is None
         if self._vmap or alone is None:
             try:
                 g = mapped(names)
-                self._check_total(g, scale, 0.01 if trial else 0.1)
+                self._check_total(g, g_S, S, 0.01 if trial else 0.1)
                 return g
             except RuntimeError as error:
                 if not trial or alone is None:
@@ -160,51 +170,45 @@ class PerSampleGradients:
         return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
     def _confirmed(
-        self, g: dict[str, Rows], alone: Callable | None, scale: float, rounding: float
+        self, g: dict, g_S: dict, alone: Callable | None, S: int, rounding: float
     ) -> set[str]:
         """The parameters for which the first way gives what it should."""
-        g_1 = alone(0, g) if alone and g else {}
-        noise = self._noise(scale, rounding)
+        g_1 = alone(0, g.keys() & g_S.keys()) if alone and g else {}
 
         def equal(u: Tensor, v: Tensor) -> bool:
-            return bool((u - v).norm() <= rounding * v.norm() + noise)
+            return bool((u - v).norm() <= rounding * v.norm() + _noise(g_S, rounding))
 
         return {
             name
             for name in g_1
-            if equal(g[name].total(), scale * batch_gradient(self.parameters[name]))
-            and equal(g[name].first(), g_1[name])
+            if equal(g[name].total() / S, g_S[name]) and equal(g[name].first(), g_1[name])
         }
 
-    def _check_total(self, g: dict[str, Rows], scale: float, tolerance: float) -> None:
-        """That the g_i add up to ``.grad``, but for a unit that rounding switches on or off."""
+    def _check_total(self, g: dict, g_S: dict, S: int, tolerance: float) -> None:
+        """That the g_i add up to the gradient, but for a unit that rounding switches on or off."""
         for name, rows in g.items():
-            error = rows.total() - scale * batch_gradient(self.parameters[name])
-            if not error.norm() <= tolerance * rows.g.norm() + self._noise(scale, tolerance):
+            error = rows.total() / S - g_S[name]
+            if not error.norm() <= tolerance * rows.g.norm() / S + _noise(g_S, tolerance):
                 raise RuntimeError(
                     f"the gradients of single samples for {name!r} do not add up to that of the "
-                    "minibatch: the loss is no mean (with reduction='sum' no sum) over samples, or a "
+                    "minibatch: the loss is no mean (with reduction='sum' no sum) over samples, a "
                     "layer couples the samples, or one random number is drawn for all of them; "
                     "change that, or leave the parameter out (parameters=...)"
                 )
 
-    def _noise(self, scale: float, rounding: float) -> float:
-        """What rounding may leave of a gradient that vanishes, measured by the largest."""
-        norms = [w.grad.norm() for w in self.parameters.values() if w.grad is not None]
-        return 1e-3 * rounding * scale * float(max(norms, default=0))
-
-    def _check_loss(self, loss_fn: Loss, output: Tensor, y: Tensor, scale: float) -> None:
+    def _check_loss(self, loss_fn: Loss, output: Tensor, y: Tensor) -> None:
         """That the loss is the mean, or the sum, of losses of single samples."""
         o, E = output.detach().requires_grad_(), self.E
         (together,) = torch.autograd.grad(loss_fn(o, y), o)
         alone = (loss_fn(o.narrow(E, i, 1), y.narrow(E, i, 1)) for i in range(o.shape[E]))
         (apart,) = torch.autograd.grad(sum(alone), o)
+        scale = o.shape[E] if self.mean else 1
         if not (scale * together - apart).norm() <= _rounding(o.dtype) * apart.norm():
             reduction = "mean" if self.mean else "sum"
             raise ValueError(
                 f"loss_fn is not the {reduction} over samples of a loss of single samples: give "
-                "the other reduction=, or a loss in which all samples weigh the same (class weights "
-                "and ignore_index divide a mean by what the minibatch holds)"
+                "the other reduction=, or a loss in which all samples weigh the same (not a mean "
+                "with class weights or ignore_index, which depends on what the minibatch holds)"
             )
 
     def _check_model(self, loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor | None) -> None:
@@ -244,10 +248,24 @@ def accumulator_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def batch_gradient(parameter: Tensor) -> Tensor:
-    """``.grad``, dense and in the accumulator's precision."""
-    g = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-    return g.detach().to(accumulator_dtype(parameter))
+def _noise(g_S: dict[str, Tensor], rounding: float) -> float:
+    """What rounding may leave of a gradient that vanishes, measured by the largest."""
+    return 1e-3 * rounding * max((float(g.norm()) for g in g_S.values()), default=0.0)
+
+
+@contextmanager
+def _before_masks(parameters: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Gradients as they are before hooks on a parameter change ``.grad``, as `freeze` does."""
+    gradients, handles = {}, []
+    for name, w in parameters.items():
+        if w._post_accumulate_grad_hooks:
+            keep = partial(lambda name, g: gradients.__setitem__(name, g.clone()), name)
+            handles.append(w.register_hook(keep))
+    try:
+        yield gradients
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _random_state(device: torch.device) -> tuple:
