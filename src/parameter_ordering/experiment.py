@@ -25,6 +25,7 @@ from parameter_ordering.protocol import (
     Minibatches,
     build_all,
     freeze_and_train,
+    kappa_of,
     seeds,
     train_to_t0,
 )
@@ -40,6 +41,7 @@ class Experiment(ABC):
         iterations: iterations after the freeze.
         S: minibatch size.
         lr: learning rate of Adam.
+        kappa: smoothing of (2.6), "1/t", "1/(t+1)" or a number for all t.
         grid: how many values of k, in equal steps from 0 to p.
         orders: which orders to compare, names out of ``ORDERS``.
         shared_weights: whether all runs start from the same weights.
@@ -59,6 +61,7 @@ class Experiment(ABC):
     iterations: int = 1000
     S: int = 32
     lr: float = 1e-3
+    kappa: str = "1/t"
     grid: int = 21
     orders: tuple[str, ...] = (
         "covariance",
@@ -101,6 +104,7 @@ class Experiment(ABC):
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive, got {self.lr}")
+        kappa_of(self.kappa)
         for order in self.orders:
             if order not in ORDERS:
                 raise ValueError(f"unknown order {order!r}; known are {', '.join(ORDERS)}")
@@ -248,7 +252,15 @@ class Experiment(ABC):
             own, common = seeds(self.seed, "own order", runs), seeds(self.seed, "common order", [0])
             try:
                 trained = train_to_t0(
-                    model, self.loss, minibatches, self.t0, self.lr, own, common[0], tick
+                    model,
+                    self.loss,
+                    minibatches,
+                    self.t0,
+                    self.lr,
+                    self.kappa,
+                    own,
+                    common[0],
+                    tick,
                 )
                 ranks = [ORDERS[order](trained) for order in self.orders]
                 at_t0 = {

@@ -1,6 +1,6 @@
 """The paper's experiment on R runs at once: train to t0, put in order, freeze, train on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -77,20 +77,41 @@ def _check(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, t:
     raise Diverged(run, variant, t, each[run, variant].item())
 
 
+def kappa_of(setting: str) -> float | Callable[[int], float]:
+    """The smoothing kappa_t of (2.6): "1/t" as in the paper, "1/(t+1)", or a number for all t."""
+    if setting == "1/t":
+        return lambda t: 1 / t
+    if setting == "1/(t+1)":
+        return lambda t: 1 / (t + 1)
+    try:
+        kappa = float(setting)
+    except ValueError:
+        kappa = 0
+    if not 0 < kappa <= 1:
+        raise ValueError(f'kappa must be "1/t", "1/(t+1)" or a number in (0, 1], got {setting!r}')
+    return kappa
+
+
 def train_to_t0(
     model: nn.Module,
     loss: Loss,
     minibatches: Minibatches,
     t0: int,
     lr: float,
+    kappa: str,
     run_seeds: Sequence[int],
     common_seed: int,
     tick: Tick,
 ) -> Trained:
-    """t0 iterations of Adam, with C estimated at each (2.6)."""
+    """t0 iterations of Adam, with C estimated at each (2.6) from a C_0 uniform on [0, 1]."""
     start = {name: w.detach().clone() for name, w in model.named_parameters()}
     optimizer = MaskedAdam(model.named_parameters(), lr=lr, fused=True)
-    covariance = GradientCovariance(model, ensemble_dims=ENSEMBLE_DIMS)
+    covariance = GradientCovariance(
+        model,
+        ensemble_dims=ENSEMBLE_DIMS,
+        kappa=kappa_of(kappa),
+        initial=_uniform(start, run_seeds),
+    )
     for _ in range(t0):
         x, y = next(minibatches)
         total = covariance.update(summed(loss), x, y)
@@ -98,6 +119,15 @@ def train_to_t0(
         optimizer.step()
         tick(total.item() / len(x))
     return Trained(model, start, optimizer, covariance, run_seeds, common_seed)
+
+
+def _uniform(like: Mapping[str, Tensor], run_seeds: Sequence[int]) -> dict[str, Tensor]:
+    """For each parameter a tensor (R, 1, ...) drawn from [0, 1], each run from its own seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
+    return {
+        name: torch.stack([torch.rand(w.shape[1:], generator=g) for g in generators]).to(w.device)
+        for name, w in like.items()
+    }
 
 
 def freeze_and_train(
