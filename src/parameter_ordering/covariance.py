@@ -52,7 +52,8 @@ class GradientCovariance:
             The axis after them in x, y and the output is that of the samples, and the loss is
             summed over models.
         reduction: "mean" if the loss is the mean over samples, "sum" if it is their sum.
-        parameters: which to follow, as names or as a filter ``(name, parameter) -> bool``.
+        parameters: which to follow, as names or as a filter ``(name, parameter) -> bool``; all that
+            train by default.
         kappa: the weights, a function of t = 1, 2, ... that counts from the end of the burn-in; or
             a number, for an exponential window.
         burn_in: the number of first updates that leave C as it is.
@@ -108,14 +109,11 @@ class GradientCovariance:
             raise ValueError(f"kappa={kappa!r}: a fixed kappa is in (0, 1]")
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in!r}: take 0 or more updates")
-        self.model, self.samples, self.full, self.ensemble_dims = (
-            model,
-            samples,
-            full,
-            ensemble_dims,
-        )
-        self.reduction, self.burn_in, self.unbiased = reduction, burn_in, unbiased
-        self.kappa = kappa
+        if ensemble_dims < 0:
+            raise ValueError(f"ensemble_dims={ensemble_dims!r}: take the number of leading axes")
+        self.model, self.samples, self.full = model, samples, full
+        self.ensemble_dims, self.reduction = ensemble_dims, reduction
+        self.kappa, self.burn_in, self.unbiased = kappa, burn_in, unbiased
         self.t = 0
         self._parameters = _select(model, parameters)
         self._ensemble = next(iter(self._parameters.values())).shape[:ensemble_dims]
