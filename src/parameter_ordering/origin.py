@@ -21,10 +21,11 @@ def origin() -> dict[str, str | int]:
 
 def commit() -> str:
     """The commit of the checkout that this package stands in, with ``+changes`` if edited."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
+    # Without optional locks: a build that is killed must not leave the checkout's index locked.
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:
         run = subprocess.run(
-            [*command, "--exclude=*", "--dirty=+changes"],
+            [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
             capture_output=True,
             text=True,
             timeout=10,

@@ -136,6 +136,7 @@ def _write(path: Path, dataset: xr.Dataset, inputs: Mapping[str, Any], seconds: 
         dataset.to_netcdf(part, engine="h5netcdf", encoding=packed)
         note = {
             "inputs": inputs,
+            "attributes": json.loads(dataset.attrs.get("provenance", "{}")),
             "origin": origin(),
             "seconds": round(seconds, 3),
             "bytes": part.stat().st_size,

@@ -4,14 +4,19 @@
 ``three`` uses the result of ``one``; ``summary`` is prose with a number of ``one`` in it.
 """
 
+import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_book.cli.main import main
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 CONFIG = """\
@@ -85,6 +90,18 @@ TWO = [
 THREE = ["# Three", "from science import result\n\nprint('three has', result(3)['y'].item())"]
 
 
+_IMPORTS = [
+    "jupyter_book.sphinx",
+    "jupyter_cache.base",
+    "myst_nb.sphinx_ext",
+    "papermill",
+    "parameter_ordering.book.extension",
+    "sphinx.builders.html",
+    "sphinx_book_theme",
+    "sphinx_design",
+]
+
+
 def write_notebook(path: Path, cells: list[str], tagged: int | None = None) -> None:
     """A notebook without outputs; a cell that begins with ``#`` is prose."""
     notebook = new_notebook(
@@ -97,6 +114,8 @@ def write_notebook(path: Path, cells: list[str], tagged: int | None = None) -> N
         cell = new(text, id=f"cell-{number}")
         if number == tagged:
             cell.metadata["tags"] = ["parameters"]
+        if "figure()" in text:
+            cell.metadata["mystnb"] = {"figure": {"name": "pixel", "caption": "A pixel."}}
         notebook.cells.append(cell)
     nbformat.write(notebook, path)
 
@@ -127,11 +146,6 @@ class SmallBook:
         write_notebook(self.root / "chapters/three.ipynb", THREE)
         return self
 
-    def copy(self, root: Path) -> "SmallBook":
-        """The same book, with what was built, at another place."""
-        shutil.copytree(self.root, root, symlinks=True)
-        return SmallBook(root)
-
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace text in a file."""
         path = self.root / name
@@ -144,27 +158,62 @@ class SmallBook:
         paths = [str(self.root / "lib"), *sys.path]
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}
 
-    def popen(self, *arguments: str, **extra: str) -> subprocess.Popen:
-        """Start ``jupyter-book build``."""
-        code = "from jupyter_book.cli.main import main; main()"
-        command = [sys.executable, "-c", code, "build", str(self.root), "-W", "-n", "--keep-going"]
-        return subprocess.Popen(
-            [*command, *arguments],
-            env=self.environment(**extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, limit: int | None = None, **extra: str) -> "Build":
+        """Start a strict ``jupyter-book build``.
 
-    def build(self, *arguments: str, **extra: str) -> tuple[int, str]:
+        With a ``limit`` no file can grow beyond so many bytes, as on a full disk, and the output,
+        which would be such a file, is dropped.
+        """
+        return Build(self, limit, extra)
+
+    def build(self, limit: int | None = None, **extra: str) -> tuple[int, str]:
         """Run ``jupyter-book build``; exit status and output."""
-        process = self.popen(*arguments, **extra)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
+        return self.start(limit, **extra).wait()
+
+    def command(self, *arguments: str, **extra: str) -> tuple[int, str]:
+        """Run ``parameter-ordering``; exit status and output."""
+        run = subprocess.run(
+            [sys.executable, "-m", "parameter_ordering.book.cli", *arguments],
+            cwd=self.root / "chapters",
+            env=self.environment(**extra),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return run.returncode, run.stdout + run.stderr
 
     def html(self, page: str) -> str:
         """A page."""
         return (self.root / f"_build/html/{page}.html").read_text()
+
+
+class Build(multiprocessing.get_context("fork").Process):
+    """A running ``jupyter-book build``, forked from here: the imports are most of a small build."""
+
+    def __init__(self, book: SmallBook, limit: int | None, extra: dict[str, str]) -> None:
+        super().__init__()
+        self._book, self._limit, self._extra = book, limit, extra
+        self._output = open(os.devnull if limit else tempfile.mkstemp()[1], "r+")  # noqa: SIM115
+        for name in _IMPORTS:
+            import_module(name)
+        self.start()
+
+    def run(self) -> None:
+        """The build itself."""
+        os.environ.update(self._book.environment(**self._extra))
+        sys.path.insert(0, str(self._book.root / "lib"))
+        for stream in (1, 2):
+            os.dup2(self._output.fileno(), stream)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+        if self._limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._limit, self._limit))
+        main(["build", str(self._book.root), "-W", "-n", "--keep-going"])
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Exit status and output."""
+        self.join(seconds)
+        self._output.seek(0)
+        return self.exitcode, self._output.read()
 
 
 @pytest.fixture
@@ -174,14 +223,23 @@ def book(tmp_path: Path) -> SmallBook:
 
 
 @pytest.fixture(scope="session")
-def _built(tmp_path_factory: pytest.TempPathFactory) -> SmallBook:
+def _original(tmp_path_factory: pytest.TempPathFactory) -> SmallBook:
     book = SmallBook(tmp_path_factory.mktemp("built") / "book").write()
     status, output = book.build()
     assert status == 0, output
+    shutil.copytree(book.root, book.root.with_name("original"))
     return book
 
 
 @pytest.fixture
-def built(_built: SmallBook, tmp_path: Path) -> SmallBook:
-    """A book that is built and up to date."""
-    return _built.copy(tmp_path / "book")
+def built(_original: SmallBook) -> SmallBook:
+    """A book that is built and up to date; always at the same place, as Sphinx wants it."""
+    shutil.rmtree(_original.root)
+    original = _original.root.with_name("original")
+    shutil.copytree(original, _original.root, copy_function=_copy)
+    return _original
+
+
+def _copy(source: str, target: str) -> None:
+    """The theme's files, which no test changes, are not copied."""
+    (os.link if "/_static/" in source else shutil.copy2)(source, target)

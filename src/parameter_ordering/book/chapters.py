@@ -1,7 +1,7 @@
 """The chapters of the book, what each depends on, and whether it is up to date.
 
 A chapter is a notebook of ``_toc.yml``. Its inputs are its code cells, its parameters, the sources
-and packages that it imports, the files of ``data/`` that these name, and the results it used. Prose
+and packages that it imports, the data files that these name, and the results it used. Prose
 is none: it is taken from the committed notebook whenever a page is read.
 """
 
@@ -114,7 +114,7 @@ class Chapter:
         why = []
         for name, checksum in used.items():
             path = self.settings.results / name
-            if not path.is_file():
+            if not (path.is_file() and path.with_suffix(".json").is_file()):
                 why.append(f"result {name} is gone")
             elif sha256(path) != checksum:
                 why.append(f"result {name} is not the one that was used")

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import nbformat
 
@@ -85,25 +87,26 @@ class _Run:
             start_new_session=True,  # Ctrl-C is for the build, which then stops its workers
         )
         self.line = "starting"
-        process.stdin.write(json.dumps(self._job()) + "\n")
-        process.stdin.flush()
-        tail = []
-        for line in process.stderr:  # universal newlines: a progress bar's \r ends a line too
-            if line.strip():
-                self.line = line.strip()
-                tail = [*tail, self.line][-20:]
-        answer = process.stdout.read()
-        process.stdin.close()
+        threading.Thread(target=self._listen, daemon=True).start()
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(self._job()) + "\n")
+            process.stdin.flush()
+        answer = process.stdout.readline()
         status = process.wait()
         if answer:
             return json.loads(answer)
-        return {"error": "\n".join([f"the process ended with status {status}", *tail])}
+        return {"error": f"its process ended with status {status}, last heard: {self.line}"}
 
     def stop(self) -> None:
         """End the process, and with it the kernel."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()
+
+    def _listen(self) -> None:
+        """Keep the last line of progress. A carriage return ends a line too."""
+        for line in self._process.stderr:
+            self.line = line.strip() or self.line
 
     def _job(self) -> dict:
         chapter = self.chapter

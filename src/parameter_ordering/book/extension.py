@@ -7,6 +7,7 @@ that look up to date: a mark stands in the build folder from before anything is 
 written, and a build that finds one starts from no pages at all.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 from parameter_ordering.book.chapters import Chapter
+from parameter_ordering.book.check import banner, problems
 from parameter_ordering.book.execute import book_lock, execute
 from parameter_ordering.book.pages import page
 from parameter_ordering.book.settings import PAPER, BookError, Settings
@@ -36,8 +38,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", build.read)
     app.connect("doctree-read", build.was_read)
     app.connect("env-purge-doc", build.forget)
+    app.connect("env-updated", build.renamed)
     app.connect("build-finished", build.end)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {
+        "env_version": int(_own_sources()[:15], 16),  # pages made by other sources are read again
+        "parallel_read_safe": False,
+        "parallel_write_safe": True,
+    }
 
 
 class _Build:
@@ -46,6 +53,7 @@ class _Build:
     def __init__(self, app: Sphinx) -> None:
         self.settings = Settings(Path(app.srcdir), build=Path(app.outdir).parent)
         self._lock = book_lock(self.settings)
+        self._titles: dict[str, str] = {}
         self._mark = Path(app.outdir).parent / f".unfinished-{Path(app.outdir).name}"
 
     def begin(self, app: Sphinx, config: Any) -> None:
@@ -64,6 +72,7 @@ class _Build:
 
     def outdated(self, app: Sphinx, env: Any, added: set, changed: set, removed: set) -> list[str]:
         """Execute what has to be; name the pages that were read from something else."""
+        self._titles = _titles(env)
         chapters = [Chapter(self.settings, name) for name in self.settings.notebooks]
         states = [(chapter, chapter.state()) for chapter in chapters]
         stale = [chapter for chapter, state in states if state.runs]
@@ -104,14 +113,19 @@ class _Build:
         _stamps(env).pop(docname, None)
         _glue(app, docname).unlink(missing_ok=True)
 
+    def renamed(self, app: Sphinx, env: Any) -> list[str]:
+        """Write all pages when the titles changed that stand in the side bar of each."""
+        return list(env.all_docs) if _titles(env) != self._titles else []
+
     def end(self, app: Sphinx, error: Exception | None) -> None:
-        """Take the mark away, but from a build that failed: its warnings have to come again."""
-        try:
-            failed = app._warncount and (app.warningiserror or app.keep_going)
-            if error is None and not failed:
-                self._mark.unlink(missing_ok=True)
-        finally:
-            self._lock.release()
+        """Look at the pages, and take the mark away; a build that failed has to fail again."""
+        if error is None and app.builder.name == "html":
+            found = list(problems(self.settings, Path(app.outdir)))
+            if found:
+                raise BookError("\n".join(["something is wrong with the pages", *found]))
+        if error is None and not (app._warncount and (app.warningiserror or app.keep_going)):
+            self._mark.unlink(missing_ok=True)
+        self._lock.release()
 
     def _acquire(self) -> bool:
         try:
@@ -125,18 +139,19 @@ class _Build:
         return sha256(path) if path.is_file() else ""
 
 
-def banner(profile: str) -> str:
-    """What stands at the top of each page that does not show the paper's results."""
-    return (
-        f"Built with profile <b>{profile}</b>: small runs that test the build. "
-        "Nothing here is a result of the paper."
-    )
+def _own_sources() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _stamps(env: Any) -> dict[str, dict[str, str]]:
     if not hasattr(env, "parameter_ordering_stamps"):
         env.parameter_ordering_stamps = {}
     return env.parameter_ordering_stamps
+
+
+def _titles(env: Any) -> dict[str, str]:
+    return {name: title.astext() for name, title in env.titles.items()}
 
 
 def _glue(app: Sphinx, docname: str) -> Path:

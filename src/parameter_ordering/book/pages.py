@@ -32,7 +32,13 @@ def page(chapter: Chapter) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             done = next(ran)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
-            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            if _shows_a_figure(cell):
                 cells.append(nbformat.v4.new_markdown_cell(folded(chapter, record)))
     notebook.cells = cells
     return notebook
+
+
+def _shows_a_figure(cell: nbformat.NotebookNode) -> bool:
+    kinds = (kind for output in cell.outputs for kind in output.get("data", {}))
+    hidden = tags(cell) & {"remove-cell", "remove-output"}
+    return not hidden and any(kind.startswith("image/") for kind in kinds)

@@ -1,8 +1,67 @@
 """Under each figure, folded away: where it comes from, and how to draw it again."""
 
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
 from parameter_ordering.book.chapters import Chapter
 
 
-def folded(chapter: Chapter, record: dict) -> str:
-    """MyST for the fold under a figure."""
-    return f"```{{dropdown}} How this figure was made\n{record['date']}\n```"
+def folded(chapter: Chapter, record: dict[str, Any]) -> str:
+    """MyST for the fold under a figure: how it was drawn, and each result the chapter used."""
+    lines = [*_drawing(chapter, record)]
+    for name in record["results"]:
+        lines += _result(chapter, name)
+    return "\n".join(["````{dropdown} How this figure was made", *lines, "````"])
+
+
+def _drawing(chapter: Chapter, record: dict[str, Any]) -> Iterator[str]:
+    packages = record["inputs"]["packages"]
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    yield f"- The chapter was executed on {_where(record['origin'])}, in {record['seconds']:.1f} s."
+    yield f"- With {versions}."
+    given = ", ".join(f"{name} = {value!r}" for name, value in record["parameters"].items())
+    yield f"- Profile {record['profile']}" + (f", which sets {given}." if given else ".")
+    for name, checksum in record["inputs"]["data"].items():
+        size = (chapter.settings.root / name).stat().st_size
+        yield f"- File `{name}`: {_size(size)}, SHA-256 `{checksum}`."
+    yield "- To draw it again:"
+    yield ""
+    yield "  ```text"
+    yield f"  parameter-ordering execute --force {chapter.docname}"
+    yield "  ```"
+    yield ""
+
+
+def _result(chapter: Chapter, name: str) -> Iterator[str]:
+    path = chapter.settings.results / name
+    note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    link = os.path.relpath(path, chapter.settings.root)
+    inputs = note["inputs"]
+    yield f"**{inputs.get('method', name)}**"
+    yield ""
+    yield f"- Arrays: {{download}}`{name} </{link}>` (NetCDF, {_size(note['bytes'])})."
+    yield f"- Computed on {_where(note['origin'])}, in {note['seconds']:.1f} s."
+    if "data" in inputs:
+        about = note["attributes"].get("data", {}).get("name", "Data")
+        yield f"- {about.strip('<>')}; SHA-256 of the values `{inputs['data']}`."
+    settings = inputs.get("settings", {})
+    if settings:
+        yield "- Settings: " + ", ".join(f"{key} = {_show(v)}" for key, v in settings.items()) + "."
+    yield ""
+
+
+def _where(origin: dict[str, Any]) -> str:
+    return (
+        f"{origin['date']} by version {origin['version']}, commit `{origin['commit']}`, "
+        f"on {origin['machine']}, Python {origin['python']}"
+    )
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -5,7 +5,9 @@
 """
 
 import ast
+import json
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -63,9 +65,7 @@ class Settings:
             site = parse_toc_yaml(toc)
         except (MalformedError, OSError) as error:
             raise BookError(f"{toc}: {error}") from error
-        return [
-            Path(name).with_suffix("").as_posix() if self._is_file(name) else name for name in site
-        ]
+        return [re.sub(r"\.(ipynb|md)$", "", name) for name in site]
 
     @cached_property
     def notebooks(self) -> list[str]:
@@ -73,7 +73,7 @@ class Settings:
         return [name for name in self.docnames if self._is_file(f"{name}.ipynb")]
 
     def data_checksums(self, names: set[str]) -> dict[str, str]:
-        """SHA-256 of those files in ``data/`` that bear one of the names."""
+        """SHA-256 of those files in ``data/`` and ``benchmarks/`` that bear one of the names."""
         return {name: sha for name, sha in self._data.items() if Path(name).name in names}
 
     def check(self) -> None:
@@ -84,10 +84,14 @@ class Settings:
                 chapter that is not there, that it does not have, or of another type.
         """
         check_jupyter_book()
+        load_yaml(self.root / "_config.yml")
         if find_spec("ipykernel_launcher") is None:
             raise BookError("there is no kernel to run the chapters with: pip install ipykernel")
-        if not self.docnames:
-            raise BookError(f"{self.root / '_toc.yml'} names no pages")
+        for name in self.docnames:
+            if not self._is_file(f"{name}.md") and name not in self.notebooks:
+                raise BookError(f"_toc.yml names {name}, and there is no such page")
+        for name in self.notebooks:
+            _check_kernel(self.root / f"{name}.ipynb")
         for profile, chapters in self.profiles.items():
             for docname, parameters in chapters.items():
                 if docname not in self.notebooks:
@@ -99,7 +103,8 @@ class Settings:
 
     @cached_property
     def _data(self) -> dict[str, str]:
-        files = sorted(file for file in (self.root / "data").rglob("*") if file.is_file())
+        folders = (self.root / "data", self.root / "benchmarks")
+        files = (file for each in folders for file in sorted(each.rglob("*")) if file.is_file())
         return {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
 
     def _is_file(self, name: str) -> bool:
@@ -145,6 +150,16 @@ def _profiles(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
         if not isinstance(each, dict) or not all(isinstance(p, dict) for p in each.values()):
             raise BookError(f"{path} must map each profile to chapters, and these to parameters")
     return profiles
+
+
+def _check_kernel(path: Path) -> None:
+    """Any kernel of Python will do: the running interpreter takes its place."""
+    try:
+        kernel = json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BookError(f"{path} is no notebook that names its kernel, like python3") from error
+    if kernel.get("language", "python") != "python":
+        raise BookError(f"{path} needs a kernel of {kernel['language']}; chapters are in Python")
 
 
 def _check_parameters(path: Path, profile: str, parameters: Mapping[str, Any]) -> None:

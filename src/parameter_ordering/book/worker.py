@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from papermill import PapermillExecutionError, execute_notebook
@@ -29,24 +30,22 @@ class _ThisInterpreter(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, language="python", display_name="Python 3")
+        return KernelSpec(**get_kernel_dict())
 
 
 def main() -> None:
     """Take a job, run it, tell the outcome."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the kernel prints behind Python's back is no answer
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_build, daemon=True).start()
-    outcome = sys.stdout
-    sys.stdout = sys.stderr
     try:
-        seconds = _run(job)
-        print(json.dumps({"seconds": seconds}), file=outcome, flush=True)
+        outcome = {"seconds": _run(job)}
     except PapermillExecutionError as error:
-        print(json.dumps({"error": _explain(error)}), file=outcome, flush=True)
+        outcome = {"error": _explain(error)}
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        print(json.dumps({"error": text}), file=outcome, flush=True)
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(outcome), file=answer, flush=True)
 
 
 def _run(job: dict[str, Any]) -> float:

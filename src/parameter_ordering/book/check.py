@@ -1,0 +1,92 @@
+"""Looks at what was built: every page and figure is there, whole and without an error."""
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from parameter_ordering.book.chapters import Chapter, read
+from parameter_ordering.book.settings import PAPER, Settings
+
+_OF_SPHINX = {"genindex", "index", "py-modindex", "search"}
+_ERRORS = ("output traceback", "papermill-error-cell")
+
+
+def banner(profile: str) -> str:
+    """What stands at the top of each page that does not show the paper's results."""
+    return (
+        f"Built with profile <b>{profile}</b>: small runs that test the build. "
+        "Nothing here is a result of the paper."
+    )
+
+
+def problems(settings: Settings, html: Path) -> Iterator[str]:
+    """What is wrong with the pages in ``html``, a line each.
+
+    Args:
+        settings: what the book should hold, and the profile it should have been built with.
+        html: the folder of the pages.
+    """
+    built = {file.relative_to(html).with_suffix("").as_posix() for file in html.rglob("*.html")}
+    built = {name for name in built if not name.startswith("_")}
+    for name in sorted(built - {*settings.docnames} - _OF_SPHINX):
+        yield f"{name}.html is no page of _toc.yml"
+    for name in settings.docnames:
+        if name in built:
+            yield from _page(settings, html, name)
+        else:
+            yield f"{name}.html is missing"
+
+
+def _page(settings: Settings, html: Path, name: str) -> Iterator[str]:
+    text = (html / f"{name}.html").read_text(encoding="utf-8")
+    if not text.rstrip().endswith("</html>"):
+        yield f"{name}.html is cut off"
+    for sign in _ERRORS:
+        if sign in text:
+            yield f"{name}.html shows an error"
+    small = settings.profile != PAPER
+    if ("small runs that test the build" in text) != small:
+        yield f"{name}.html was built with {'the paper' if small else 'another'} profile"
+    page = _Page()
+    page.feed(text)
+    for link in page.links:
+        if not (html / name).parent.joinpath(link).exists():
+            yield f"{name}.html points to {link}, which is not there"
+    if name in settings.notebooks:
+        for figure in figures(Chapter(settings, name)):
+            if figure not in page.figures:
+                yield f"{name}.html lacks the figure {figure}"
+
+
+def figures(chapter: Chapter) -> list[str]:
+    """Names of the figures that a chapter's cells declare."""
+    declared = (
+        cell.metadata.get("mystnb", {}).get("figure", {}) for cell in read(chapter.path).cells
+    )
+    return [figure["name"] for figure in declared if "name" in figure]
+
+
+class _Page(HTMLParser):
+    """Collects local links, and the ids of figures that hold an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.figures: set[str] = set()
+        self._open: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "figure":
+            self._open.append(given.get("id"))
+        if tag in ("img", "svg") and self._open and self._open[-1]:
+            self.figures.add(self._open[-1])
+        for attribute in ("href", "src"):
+            parts = urlsplit(given.get(attribute) or "")
+            if parts.path and not parts.scheme and not parts.netloc:
+                self.links.add(unquote(parts.path))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "figure" and self._open:
+            self._open.pop()

@@ -1,0 +1,162 @@
+"""The command ``parameter-ordering``: the chapters' state, their execution, single experiments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from parameter_ordering.book.chapters import Chapter
+from parameter_ordering.book.check import problems
+from parameter_ordering.book.execute import book_lock, execute
+from parameter_ordering.book.settings import BookError, Settings
+from parameter_ordering.book.single import HELP, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0 if all is well, 1 if not, 2 for a wrong call."""
+    given = _parser().parse_args(arguments)
+    try:
+        return given.command(given)
+    except BookError as error:
+        print(f"parameter-ordering: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def _status(given: argparse.Namespace) -> int:
+    settings = _settings(given)
+    settings.check()
+    chapters = [Chapter(settings, name) for name in settings.notebooks]
+    width = max((len(chapter.docname) for chapter in chapters), default=0)
+    states = [chapter.state() for chapter in chapters]
+    for chapter, state in zip(chapters, states, strict=True):
+        print(f"{chapter.docname:{width}}  {state.name:10}  {state.why}")
+    return int(any(state.runs for state in states))
+
+
+def _execute(given: argparse.Namespace) -> int:
+    settings = _settings(given)
+    settings.check()
+    chapters = _chapters(settings, given.chapter)
+    with book_lock(settings):
+        states = [(chapter, chapter.state()) for chapter in chapters]
+        due = [c for c, state in states if state.runs or (given.force and state.name != "text")]
+        if not due:
+            print("nothing to execute: all is current")
+            return 0
+        for chapter, state in states:
+            if chapter in due:
+                print(f"{chapter.docname} is {state.name}: {state.why}")
+        execute(settings, due)
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    settings = _settings(given)
+    settings.check()
+    found = list(problems(settings, settings.build / "html"))
+    for name in settings.notebooks:
+        state = Chapter(settings, name).state()
+        if state.runs:
+            found.append(f"{name} is {state.name}: {state.why}")
+    for problem in found:
+        print(problem, file=sys.stderr)
+    if not found:
+        print(f"{len(settings.docnames)} pages, nothing wrong")
+    return int(bool(found))
+
+
+def _chapters(settings: Settings, names: Sequence[str]) -> list[Chapter]:
+    """The chapters of these names: whole paths, or the last part."""
+    chosen = [_docname(settings, name) for name in names] or settings.notebooks
+    return [Chapter(settings, name) for name in dict.fromkeys(chosen)]
+
+
+def _docname(settings: Settings, name: str) -> str:
+    wanted = name.removesuffix(".ipynb")
+    found = [each for each in settings.notebooks if wanted in (each, each.rpartition("/")[2])]
+    if len(found) != 1:
+        raise BookError(
+            f"there is no one chapter {name!r}; there are: {', '.join(settings.notebooks)}"
+        )
+    return found[0]
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    if given.book:
+        return Settings(given.book, given.profile)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "_toc.yml").is_file():
+            return Settings(folder, given.profile)
+    raise BookError("there is no book here or above: go to its folder, or give --book FOLDER")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="parameter-ordering",
+        description="Runs the chapters of the book, as `jupyter-book build` does, and experiments.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    book = argparse.ArgumentParser(add_help=False)
+    book.add_argument(
+        "--book", type=Path, metavar="FOLDER", help="where _toc.yml is (default: here or above)"
+    )
+    book.add_argument(
+        "--profile",
+        help="paper, or one of chapters/parameters.yml "
+        "(default: $PARAMETER_ORDERING_PROFILE, or paper)",
+    )
+
+    verb = verbs.add_parser(
+        "status",
+        parents=[book],
+        help="list each chapter with its state and why",
+        description="Lists each chapter with its state, and why: current, stale, unexecuted, "
+        "damaged, or text if it has no code. The exit status is 1 if one has to be executed.",
+    )
+    verb.set_defaults(command=_status)
+
+    verb = verbs.add_parser(
+        "execute",
+        parents=[book],
+        help="run chapters whose inputs changed",
+        description="Runs papermill on those of the chapters whose code, parameters, imports, data "
+        "or results changed, side by side. The pages are drawn by `jupyter-book build`.",
+    )
+    verb.add_argument(
+        "chapter", nargs="*", metavar="CHAPTER", help="as chapters/order, or order (default: all)"
+    )
+    verb.add_argument("--force", action="store_true", help="run them even if nothing changed")
+    verb.set_defaults(command=_execute)
+
+    verb = verbs.add_parser(
+        "check",
+        parents=[book],
+        help="look whether the built book is whole",
+        description="Says what is wrong with _build/html: pages or figures that are missing, cut "
+        "off, stale, built with another profile or showing an error; links that lead nowhere.",
+    )
+    verb.set_defaults(command=_check)
+
+    verb = verbs.add_parser(
+        "run",
+        help="run an experiment without a notebook",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument("experiment", metavar="EXPERIMENT", help="e.g. boston_housing")
+    verb.add_argument(
+        "settings",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="--out FOLDER, --jobs N, --SETTING VALUE",
+    )
+    verb.set_defaults(command=lambda given: run(given.experiment, given.settings))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
