@@ -449,6 +449,7 @@ def test_a_mask_is_copied():
     mask = {"weight": HALF["weight"].clone()}
     freeze(optimizer, mask)
     mask["weight"].fill_(True)
+    freeze(optimizer)
     before = model.weight.detach().clone()
     train([model.weight], optimizer, [[torch.ones(2, 3).double()]])
     assert torch.equal(model.weight != before, ~HALF["weight"])

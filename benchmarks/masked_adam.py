@@ -1,0 +1,137 @@
+"""What freezing adds to a step of Adam, and where compact moments pay: time and bytes against k/p.
+
+All ways step on the same shapes with torch's fused Adam, a random mask and gradients that are
+there already. The first is Adam with nothing frozen, the second what one writes by hand:
+``masked_fill_`` the gradient, step, put the frozen values back with ``where``.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from parameter_ordering.freezing import freeze
+from parameter_ordering.masked_adam import MaskedAdam
+
+SHAPES = [(2048, 784), (2048,), (2048, 2048), (2048,), (10, 2048), (10,)]
+SHARES = (0.0, 0.5, 0.9, 0.99)
+
+
+def run(quick: bool = False) -> list[dict]:
+    """Rows of one way and share k/p: median milliseconds, ratio to Adam, bytes a parameter."""
+    shapes = [(64, 32), (64,)] if quick else SHAPES
+    return [row for share in SHARES for row in measure(shapes, share, seconds=0 if quick else 20)]
+
+
+def measure(shapes: list[tuple], share: float, seconds: float) -> list[dict]:
+    torch.manual_seed(0)
+    masks = [torch.rand(shape) < share for shape in shapes]
+    p = sum(mask.numel() for mask in masks)
+    ways = {
+        "Adam, nothing frozen": _adam(masks),
+        "masked_fill_ and where": _by_hand(masks),
+        "MaskedAdam": _masked_adam(masks),
+        "MaskedAdam(weight_decay=0.01)": _masked_adam(masks, weight_decay=0.01),
+        "MaskedAdam(compact=True)": _masked_adam(masks, compact=True),
+    }
+    medians = _interleaved({name: step for name, (step, _) in ways.items()}, seconds)
+    return [
+        {
+            "k/p": share,
+            "way": name,
+            "milliseconds": medians[name] * 1e3,
+            "ratio to Adam": medians[name] / medians["Adam, nothing frozen"],
+            "bytes a parameter": _bytes(held()) / p,
+        }
+        for name, (_, held) in ways.items()
+    ]
+
+
+Way = tuple[Callable[[], None], Callable[[], list[Tensor]]]
+
+
+def _parameters(masks: list[Tensor]) -> list[nn.Parameter]:
+    params = [nn.Parameter(torch.randn(mask.shape)) for mask in masks]
+    for w in params:
+        w.grad = torch.randn_like(w)
+    return params
+
+
+def _adam(masks: list[Tensor]) -> Way:
+    optimizer = Adam(_parameters(masks), fused=True)
+    return optimizer.step, lambda: _tensors(optimizer.state)
+
+
+def _by_hand(masks: list[Tensor]) -> Way:
+    params = _parameters(masks)
+    optimizer = Adam(params, fused=True)
+    saved = [w.detach().clone() for w in params]
+
+    @torch.no_grad()
+    def step() -> None:
+        for w, mask in zip(params, masks, strict=True):
+            w.grad.masked_fill_(mask, 0)
+        optimizer.step()
+        for w, mask, value in zip(params, masks, saved, strict=True):
+            w.copy_(torch.where(mask, value, w))
+
+    return step, lambda: _tensors([optimizer.state, masks, saved])
+
+
+def _masked_adam(masks: list[Tensor], **options: float) -> Way:
+    params = _parameters(masks)
+    optimizer = MaskedAdam(params, fused=True, **options)
+    freeze(optimizer, dict(zip(params, masks, strict=True)), in_backward=False)
+    return optimizer.step, lambda: _tensors(
+        [
+            optimizer.state,
+            [group["frozen_masks"] for group in optimizer.param_groups],
+            [vars(part) for part in optimizer._freezing.parts.values()],
+        ]
+    )
+
+
+def _tensors(held: object) -> list[Tensor]:
+    """All tensors in nested lists and the values of dictionaries."""
+    if isinstance(held, Tensor):
+        return [held]
+    values = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+    return [x for value in values for x in _tensors(value)]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    """Storage that is held twice counts once; the scalar ``step`` of a tensor counts too."""
+    return sum({x.untyped_storage().data_ptr(): x.nbytes for x in tensors}.values())
+
+
+def _interleaved(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
+    """Median seconds of each way; the order within a round is drawn anew each time."""
+    for way in ways.values():
+        way()
+    times, order, end = {name: [] for name in ways}, list(ways), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[order[0]]) < 3:
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            ways[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few tiny steps: does it run?")
+    for row in run(parser.parse_args().quick):
+        print(
+            f"k/p = {row['k/p']:4}  {row['way']:30} {row['milliseconds']:7.2f} ms"
+            f"  {row['ratio to Adam']:5.2f}x  {row['bytes a parameter']:5.2f} B"
+        )
+
+
+if __name__ == "__main__":
+    main()
