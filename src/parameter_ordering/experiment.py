@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.data import Data

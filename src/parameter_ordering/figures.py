@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from parameter_ordering.order import mean_frozen
 
@@ -68,14 +69,11 @@ def loss_figure(
             axis.plot(share, mean, color=COLOURS[order], lw=2.2, label=NAMES[order])
         axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
         axis.xaxis.set_major_formatter(PercentFormatter(1))
-        if log:
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        else:
-            axis.set_ylim(bottom=0)
     axes[0].set_ylabel(label)
+    if log:
+        _log_axis(axes[0])
+    elif data.loss.min() < data.loss.max() / 2:
+        axes[0].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -142,9 +140,8 @@ def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss
         (late, "late $t_0$", _PALETTE[3]),
     ):
         axis.axvline(t0, color=colour, lw=1.5, label=f"{name} = {t0:,}")
-    axis.set(xlabel="iteration", ylabel=label, yscale="log", xlim=(0, int(curve.iteration[-1])))
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="iteration", ylabel=label, xlim=(0, int(curve.iteration[-1])))
+    _log_axis(axis)
     axis.legend()
     return figure
 
@@ -220,6 +217,13 @@ def weight_figure(data: xr.Dataset, orders: Sequence[str] = ("covariance",)) -> 
     if len(orders) > 1:
         axes[0].legend()
     return figure
+
+
+def _log_axis(axis: Axes) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _thinned(rows: np.ndarray, most: int) -> np.ndarray:
