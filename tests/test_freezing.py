@@ -629,6 +629,10 @@ def test_a_parameter_that_needs_no_gradient_may_be_frozen():
     model(torch.ones(1, 3).double()).sum().backward()
     optimizer.step()
     assert torch.equal(model.weight, before)
+    assert not model.weight.requires_grad
+    model.weight.requires_grad_(True)
+    model(torch.ones(1, 3).double()).sum().backward()
+    assert torch.equal(model.weight.grad == 0, HALF["weight"])
 
 
 def test_sparse_gradients_and_optimizers_that_cannot_freeze_are_refused():

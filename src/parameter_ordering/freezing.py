@@ -47,39 +47,44 @@ def freeze(
 ) -> None:
     r"""Freeze what ``mask`` marks: from now on no step of ``optimizer`` moves it by one bit.
 
-    What is not frozen moves, under an optimizer that works element by element, as if the rest did
-    not exist: that is all of ``torch.optim`` but ``Adafactor`` and ``Muon``. These take what is
-    free through the step that they make when the gradient of what is frozen is zero.
+    What is free moves as if the rest did not exist, under every optimizer that works element by
+    element: all of ``torch.optim`` but ``Adafactor`` and ``Muon``. These move what is free as they
+    do when the gradient of the rest is zero.
 
-    **Gradients.** ``backward()`` leaves zeros in ``.grad`` where a parameter is frozen, instead of
-    inf and NaN too. So there is nothing to call for a frozen gradient not to count in
-    ``clip_grad_norm_`` or stop a ``GradScaler``. A gradient that was assigned by hand is masked
-    by the step.
+    **Gradients.** After ``backward()``, ``.grad`` is zero where a parameter is frozen, whatever it
+    was: inf and NaN do no harm, ``clip_grad_norm_`` does not count it, a ``GradScaler`` does not
+    see it, and there is nothing to call for that. A gradient that is assigned by hand is masked
+    when the optimizer steps.
 
     **State.** Adam, AdamW and ``MaskedAdam`` forget the moments of what is frozen. What trains
-    again starts with moments of zero, while t, which corrects their bias and is one for each
-    tensor, goes on: its first update is
-    :math:`(1 - \beta_1) / \sqrt{1 - \beta_2} \cdot
-    \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` learning rates long, 3.2 for a large t. The state of
-    other optimizers follows their own rules with a gradient of zero, momentum fades and sums stay,
-    and is found like that by what trains again.
+    again starts from moments of zero, but t, which corrects their bias and is one for each tensor,
+    has gone on. Its first update is :math:`(1 - \beta_1) / \sqrt{1 - \beta_2} \cdot
+    \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` learning rates long, 3.2 for large t. The state of other
+    optimizers goes on by its own rule with a gradient of zero, so that momentum fades and sums
+    stay, and what trains again finds it like that.
 
-    **Checkpoints.** ``optimizer.state_dict()`` holds the masks, under ``"frozen_masks"`` in the
-    parameter groups. To resume, call ``freeze(optimizer)`` and then
-    ``optimizer.load_state_dict``: the masks of the checkpoint replace those of the optimizer; a
-    checkpoint without any leaves them. If an optimizer loads masks and was never given to
-    ``freeze``, its steps freeze nothing: they warn, but only in a process that has imported this
-    package. Copies and pickles of a frozen optimizer are frozen.
+    **Checkpoints.** The masks are in ``optimizer.state_dict()``, as ``"frozen_masks"`` of the
+    parameter groups. To resume, call ``freeze(optimizer)`` before ``load_state_dict``: the masks of
+    the checkpoint replace those of the optimizer; if it holds none, these stay. An optimizer that
+    loads masks without a ``freeze`` freezes nothing. It warns when it steps, but only where this
+    module has been imported; nothing can warn where it has not. Copies and pickles of a frozen
+    optimizer are frozen.
+
+    **Cost.** A tensor with a frozen part takes a byte and one word of its own size more for each
+    parameter, and a step one pass over its gradient. Where decay, momentum or the rule itself could
+    move what is frozen (all but Adam, AdamW and ``MaskedAdam`` without decay), a step also copies
+    the tensor and puts values back.
 
     Args:
-        optimizer: any optimizer of dense gradients. Move the model to its device and type first.
-        mask: True = frozen; bool, each of the shape of its parameter. Keyed by the names that an
-            optimizer keeps if built from ``model.named_parameters()``, or by the parameters
-            themselves. What it leaves out trains. It replaces any earlier mask; it is copied.
-            None keeps the masks that the optimizer has, if any.
+        optimizer: any optimizer of dense gradients. Move its model to another device or type
+            before, or call ``freeze(optimizer)`` after.
+        mask: True = frozen; bool, of the shape of its parameter. By the names that an optimizer
+            keeps if built from ``model.named_parameters()``, or by the parameters themselves. What
+            is not in it trains. It replaces the mask before, and is copied. None keeps the masks
+            that the optimizer has, if any.
         in_backward: mask gradients as soon as ``backward()`` has accumulated them, by a hook on
-            each parameter. False saves this pass: they are masked by the step alone, and clipping
-            sees them all.
+            each parameter. With False the step alone masks them, which saves a pass; clipping and
+            a ``GradScaler`` then see what is frozen.
 
     Raises:
         TypeError: for ``LBFGS`` and ``SparseAdam``, and for a mask that is not bool.
@@ -111,10 +116,9 @@ def freeze(
 
 
 def unfreeze(optimizer: Optimizer) -> None:
-    """Let everything train again.
+    """Let everything train again, from the state that :func:`freeze` describes.
 
-    The masks, and all hooks on the optimizer and its parameters, are gone. :func:`freeze` says what
-    state the parameters find that were frozen.
+    The masks and all hooks on the optimizer and its parameters are gone.
     """
     freezing = getattr(optimizer, "_freezing", None)
     if freezing is not None:
@@ -153,8 +157,10 @@ class _Freezing:
             part = self.parts[p] = _part(group, p, mask, name)
             if isinstance(optimizer, Adam):
                 part.forget(p, optimizer.state.get(p, {}))
-            if self.in_backward and p.is_leaf and p.requires_grad:
-                hook = p.register_post_accumulate_grad_hook(part.mask_gradient)
+            if self.in_backward and p.is_leaf:
+                needs_gradient = p.requires_grad  # it may later, and torch wants it for a hook
+                hook = p.requires_grad_().register_post_accumulate_grad_hook(part.mask_gradient)
+                p.requires_grad_(needs_gradient)
                 self._gradient_hooks.append(hook)
 
     def thaw(self, optimizer: Optimizer) -> None:
