@@ -46,7 +46,9 @@ def test_k_counts_units_and_freezes_them_whole():
     scores = random_scores()
     for k in range(12):
         mask = to_parameters(frozen_mask(by_units(scores), k), scores)
-        assert all(mask[name].shape == score.shape for name, score in scores.items())
+        for name, score in scores.items():
+            assert mask[name].shape == score.shape
+            assert mask[name].is_contiguous()
         rows = [row.flatten() for m in mask.values() for row in (m if m.ndim else m[None])]
         assert sum(bool(row.all()) for row in rows) == sum(bool(row.any()) for row in rows) == k
 

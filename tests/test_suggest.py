@@ -116,6 +116,23 @@ def test_bounds_cover_the_truth_as_often_as_they_say():
     assert 2.5 < (upper - lower).mean() / growth.std() < 4.5
 
 
+def test_the_upper_bound_decides_not_the_mean():
+    model = Point()
+    x = torch.linspace(0, 2, 9, dtype=torch.float64)
+
+    def losses(model):
+        return quadratic_losses(model)[0] * x
+
+    def k_tolerating(tolerance):
+        return suggest(model, sgd(model), losses, candidates=[5], tolerance=float(tolerance)).k
+
+    found = suggest(model, sgd(model), losses, candidates=[5])
+    growth, upper = found.growth[1], found.upper[1]
+    assert upper > 1.1 * growth
+    assert k_tolerating((growth + upper) / 2) == 0
+    assert k_tolerating(upper) == 5
+
+
 def network():
     torch.manual_seed(3)
     model = nn.Sequential(
@@ -206,10 +223,18 @@ def test_a_trial_with_nothing_frozen_is_the_training_itself():
 def test_tensors_are_a_granularity_too():
     model, optimizer = network()
     ranks = rank(by_tensors({name: p.detach().abs() for name, p in model.named_parameters()}))
-    arguments = {"step": classify, "ranks": ranks, "steps": 2}
+    skipped = []
+
+    def step(model, optimizer, batch):
+        skipped.append(sum(not p.requires_grad for p in model.parameters()))
+        classify(model, optimizer, batch)
+
+    arguments = {"step": step, "ranks": ranks, "steps": 2}
     found = suggest(model, optimizer, validation_losses, labelled(6), tolerance=1e9, **arguments)
     assert found.candidates.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert found.k == 6
+    # With all six frozen the last keeps its gradient.
+    assert skipped == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5] * 3
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,11 @@ def frozen_mask(
     """
     ensemble, p = _check(scores, ensemble_dims)
     k = _check_k(k, p)
-    contiguous = torch.contiguous_format
     masks = {
-        name: torch.full_like(s, k == p, dtype=torch.bool, memory_format=contiguous)
-        for name, s in scores.items()
+        name: torch.zeros(s.shape, dtype=torch.bool, device=s.device) for name, s in scores.items()
     }
     for model, model_seed in _models(ensemble, seed):
-        if 0 < k < p:
+        if k > 0:
             mark_first(
                 [s[model].flatten() for s in scores.values()],
                 [mask[model].view(-1) for mask in masks.values()],
