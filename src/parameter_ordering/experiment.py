@@ -19,15 +19,19 @@ from tqdm import tqdm
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.data import Data
 from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
-from parameter_ordering.orders import ORDERS
+from parameter_ordering.masked_adam import MaskedAdam
+from parameter_ordering.moments import GradientMoments
+from parameter_ordering.orders import ORDERS, Trained
 from parameter_ordering.protocol import (
     Diverged,
     Minibatches,
     build_all,
+    exact_variance,
     freeze_and_train,
     kappa_of,
     seeds,
-    train_to_t0,
+    train,
+    uniform,
 )
 
 
@@ -150,7 +154,8 @@ class Experiment(ABC):
             ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
             ``ranks`` (order, run, parameter): I at t0;
             ``variance`` (run, parameter): diag(C_t0) of (2.6);
-            ``exact_variance`` (run, parameter): of the gradients of all training objects at w_t0;
+            ``exact_variance`` and ``start_variance`` (run, parameter): of the gradients of all
+            training objects at w_t0 and at w_0;
             ``w0`` and ``w`` (run, parameter): the weights at the start and at t0;
             ``w_true`` (feature), or (run, feature) with ``own_data``, where (3.1) drew it.
 
@@ -240,6 +245,31 @@ class Experiment(ABC):
         x, y = self._objects(sets, "train")
         return model, Minibatches(x, y, self.S, seeds(self.seed, "minibatches", runs))
 
+    def _trained(
+        self, sets: Sequence[Data], runs: Sequence[int], model: nn.Module, minibatches: Minibatches
+    ) -> Trained:
+        """The models before their training, with what watches it."""
+        start = {name: w.detach().clone() for name, w in model.named_parameters()}
+        following = {"ensemble_dims": ENSEMBLE_DIMS, "kappa": kappa_of(self.kappa)}
+        initial = uniform(start, seeds(self.seed, "C_0", runs))
+        variance = None
+        if "all_samples" in self.orders:
+            variance = GradientCovariance(model, samples="all", **following)
+        return Trained(
+            model=model,
+            optimizer=MaskedAdam(model.named_parameters(), lr=self.lr, fused=True),
+            start=start,
+            covariance=GradientCovariance(model, initial=initial, **following),
+            variance=variance,
+            moments=GradientMoments(model),
+            x=minibatches.x[:, None],
+            y=minibatches.y[:, None],
+            loss=self.loss,
+            w_true=None if sets[0].w is None else torch.stack([d.w for d in sets]).to(self.device),
+            own_seeds=seeds(self.seed, "own order", runs),
+            common_seed=seeds(self.seed, "common order", [0])[0],
+        )
+
     def _evaluate(self, model: nn.Module, sets: Sequence[Data]) -> np.ndarray:
         parts = [self._objects(sets, part) for part in ("train", "test")]
         return torch.stack([evaluate(model, self.loss, x, y) for x, y in parts]).cpu().numpy()
@@ -249,27 +279,16 @@ class Experiment(ABC):
         with _one_thread():
             sets, k = self._data(runs), self.k
             model, minibatches = self._start(sets, runs)
-            own, common = seeds(self.seed, "own order", runs), seeds(self.seed, "common order", [0])
+            trained = self._trained(sets, runs, model, minibatches)
+            by_parameter = {"w0": _flat(trained.start)}
+            by_parameter["start_variance"] = _flat(exact_variance(trained))
             try:
-                trained = train_to_t0(
-                    model,
-                    self.loss,
-                    minibatches,
-                    self.t0,
-                    self.lr,
-                    self.kappa,
-                    own,
-                    common[0],
-                    tick,
-                )
+                train(trained, minibatches, self.t0, tick)
                 ranks = [ORDERS[order](trained) for order in self.orders]
-                at_t0 = {
-                    "variance": _flat(trained.covariance.diagonal()),
-                    "exact_variance": _flat(self._exact_covariance(model, minibatches).diagonal()),
-                    "w0": _flat(trained.start),
-                    "w": _flat(dict(model.named_parameters())),
-                }
-                freeze_and_train(trained, ranks, k, self.loss, minibatches, self.iterations, tick)
+                by_parameter["w"] = _flat(dict(model.named_parameters()))
+                by_parameter["variance"] = _flat(trained.covariance.diagonal())
+                by_parameter["exact_variance"] = _flat(exact_variance(trained))
+                freeze_and_train(trained, ranks, k, minibatches, self.iterations, tick)
             except Diverged as e:
                 order, frozen = divmod(e.variant, len(k))
                 where = f"run {runs[e.run]}"
@@ -286,7 +305,7 @@ class Experiment(ABC):
                 ("order", "run", "parameter"),
                 np.stack([_flat(each).astype(np.int32) for each in ranks]),
             ),
-            **{name: (("run", "parameter"), values) for name, values in at_t0.items()},
+            **{name: (("run", "parameter"), values) for name, values in by_parameter.items()},
         }
         if sets[0].w is not None:
             w_true = np.stack([data.w.numpy() for data in sets])
@@ -300,17 +319,6 @@ class Experiment(ABC):
             **_layout(self.build()),
         }
         return xr.Dataset(variables, coordinates)
-
-    def _exact_covariance(self, model: nn.Module, minibatches: Minibatches) -> GradientCovariance:
-        """C of the gradients of all training objects, at the weights that the model has now."""
-        exact = GradientCovariance(model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
-        runs = len(next(model.parameters()))
-        x, y = (
-            each[:, None].expand(runs, 1, *each.shape[1:])
-            for each in (minibatches.x, minibatches.y)
-        )
-        exact.update(summed(self.loss), x, y)
-        return exact
 
 
 def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:

@@ -18,7 +18,7 @@ NAMES = {
     "random_shared": "random, the same in all runs",
     "random_within_tensors": "random within each tensor",
     "covariance_descending": "printed reading, largest first",
-    "zero_variance_first": "zero variance first, then random",
+    "zero_variance": "zero variance first, then random",
 }
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(NAMES, [_PALETTE[i] for i in (0, 3, 1, 2, 7, 4)], strict=True))

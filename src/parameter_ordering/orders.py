@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.ensemble import ENSEMBLE_DIMS
+from parameter_ordering.moments import GradientMoments
 from parameter_ordering.order import rank, reverse, shuffle_within
+from parameter_ordering.scores import SCORES, Scores
 
 
 @dataclass(frozen=True)
@@ -17,17 +20,29 @@ class Trained:
 
     Attributes:
         model: ensemble (R, 1, ...) with the weights w_t0.
-        start: the weights w_0 by name.
         optimizer: Adam, with its moments.
+        start: the weights w_0 by name.
         covariance: C_t0 of (2.6), from the first sample of each minibatch.
+        variance: the same from all samples, or None if no order asks for it.
+        moments: of the minibatch gradient, over all iterations.
+        x: all training objects, (R or 1, 1, m, n).
+        y: their answers, (R or 1, 1, m).
+        loss: of each object, from output and answer.
+        w_true: the weights that synthetic data were drawn from, (R or 1, n), or None.
         own_seeds: one seed a run, for what is drawn in each run anew.
         common_seed: the seed of what all runs share.
     """
 
     model: nn.Module
-    start: Mapping[str, Tensor]
     optimizer: torch.optim.Adam
+    start: Mapping[str, Tensor]
     covariance: GradientCovariance
+    variance: GradientCovariance | None
+    moments: GradientMoments
+    x: Tensor
+    y: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    w_true: Tensor | None
     own_seeds: list[int]
     common_seed: int
 
@@ -39,14 +54,14 @@ class Trained:
 Ranks = dict[str, Tensor]
 
 
-def covariance(trained: Trained) -> Ranks:
-    """The paper's order: smallest diag(C_t0) first (section 2.1)."""
-    return trained.rank(trained.covariance.diagonal())
+def by_score(score: Callable[[Trained], Scores], trained: Trained) -> Ranks:
+    """The order that a score gives, lowest first; the paper's is that of ``covariance``."""
+    return trained.rank(score(trained))
 
 
 def covariance_descending(trained: Trained) -> Ranks:
     """The printed reading of (2.7) and (2.8): largest diag(C_t0) first."""
-    return reverse(covariance(trained), ENSEMBLE_DIMS)
+    return reverse(by_score(SCORES["covariance"], trained), ENSEMBLE_DIMS)
 
 
 def random(trained: Trained) -> Ranks:
@@ -63,23 +78,14 @@ def random_shared(trained: Trained) -> Ranks:
 
 def random_within_tensors(trained: Trained) -> Ranks:
     """A random order that freezes as many of each weight matrix as the paper's order at every k."""
-    return shuffle_within(covariance(trained), trained.own_seeds, ENSEMBLE_DIMS)
-
-
-def zero_variance_first(trained: Trained) -> Ranks:
-    """Parameters whose gradient never varied first, all others at random."""
-    diagonal = trained.covariance.diagonal()
-    return trained.rank({name: (c > 0).float() for name, c in diagonal.items()})
+    ranks = by_score(SCORES["covariance"], trained)
+    return shuffle_within(ranks, trained.own_seeds, ENSEMBLE_DIMS)
 
 
 ORDERS: dict[str, Callable[[Trained], Ranks]] = {
-    order.__name__: order
-    for order in (
-        covariance,
-        random,
-        random_shared,
-        random_within_tensors,
-        covariance_descending,
-        zero_variance_first,
-    )
+    **{name: partial(by_score, score) for name, score in SCORES.items()},
+    "random": random,
+    "random_shared": random_shared,
+    "random_within_tensors": random_within_tensors,
+    "covariance_descending": covariance_descending,
 }

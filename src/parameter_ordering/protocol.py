@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
 from parameter_ordering.freezing import freeze
-from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.orders import Ranks, Trained
 
-_PURPOSES = ("weights", "minibatches", "own order", "common order")
+_PURPOSES = ("weights", "minibatches", "own order", "common order", "C_0")
 Loss = Callable[[Tensor, Tensor], Tensor]
 Tick = Callable[[float], None]
 
@@ -92,36 +91,7 @@ def kappa_of(setting: str) -> float | Callable[[int], float]:
     return kappa
 
 
-def train_to_t0(
-    model: nn.Module,
-    loss: Loss,
-    minibatches: Minibatches,
-    t0: int,
-    lr: float,
-    kappa: str,
-    run_seeds: Sequence[int],
-    common_seed: int,
-    tick: Tick,
-) -> Trained:
-    """t0 iterations of Adam, with C estimated at each (2.6) from a C_0 uniform on [0, 1]."""
-    start = {name: w.detach().clone() for name, w in model.named_parameters()}
-    optimizer = MaskedAdam(model.named_parameters(), lr=lr, fused=True)
-    covariance = GradientCovariance(
-        model,
-        ensemble_dims=ENSEMBLE_DIMS,
-        kappa=kappa_of(kappa),
-        initial=_uniform(start, run_seeds),
-    )
-    for _ in range(t0):
-        x, y = next(minibatches)
-        total = covariance.update(summed(loss), x, y)
-        _check(total, model, loss, x, y, minibatches.t)
-        optimizer.step()
-        tick(total.item() / len(x))
-    return Trained(model, start, optimizer, covariance, run_seeds, common_seed)
-
-
-def _uniform(like: Mapping[str, Tensor], run_seeds: Sequence[int]) -> dict[str, Tensor]:
+def uniform(like: Mapping[str, Tensor], run_seeds: Sequence[int]) -> dict[str, Tensor]:
     """For each parameter a tensor (R, 1, ...) drawn from [0, 1], each run from its own seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
     return {
@@ -130,18 +100,40 @@ def _uniform(like: Mapping[str, Tensor], run_seeds: Sequence[int]) -> dict[str, 
     }
 
 
+def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> None:
+    """t0 iterations of Adam, with C estimated at each (2.6)."""
+    loss = summed(trained.loss)
+    for _ in range(t0):
+        x, y = next(minibatches)
+        if trained.variance is not None:
+            trained.variance.update(loss, x, y)
+        total = trained.covariance.update(loss, x, y)
+        trained.moments.update()
+        _check(total, trained.model, trained.loss, x, y, minibatches.t)
+        trained.optimizer.step()
+        tick(total.item() / len(x))
+
+
+def exact_variance(trained: Trained) -> dict[str, Tensor]:
+    """Variance of the gradients of all training objects at the weights that the model has now."""
+    runs = len(next(trained.model.parameters()))
+    x, y = (each.expand(runs, *each.shape[1:]) for each in (trained.x, trained.y))
+    exact = GradientCovariance(trained.model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
+    exact.update(summed(trained.loss), x, y)
+    return exact.diagonal()
+
+
 def freeze_and_train(
     trained: Trained,
     ranks: Sequence[Ranks],
     k: Sequence[int],
-    loss: Loss,
     minibatches: Minibatches,
     iterations: int,
     tick: Tick,
-) -> nn.Module:
+) -> None:
     """Branch every run into (order, k) variants, freeze the k first of each, train on.
 
-    Returns the ensemble (R, orders * k, ...). The variants of a run start from the same weights and
+    The model becomes (R, orders * k, ...). The variants of a run start from the same weights and
     moments and see the same minibatches.
     """
     model, optimizer = trained.model, trained.optimizer
@@ -154,9 +146,8 @@ def freeze_and_train(
     for _ in range(iterations):
         x, y = next(minibatches)
         optimizer.zero_grad()
-        total = summed(loss)(model(x), y)
-        _check(total, model, loss, x, y, minibatches.t)
+        total = summed(trained.loss)(model(x), y)
+        _check(total, model, trained.loss, x, y, minibatches.t)
         total.backward()
         optimizer.step()
         tick(total.item() / (len(x) * len(ranks) * len(k)))
-    return model
