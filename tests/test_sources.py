@@ -22,6 +22,12 @@ FILES = {
 }
 
 
+def closure(code, folder):
+    imports = Imports(folder)
+    imports.follow_code(code)
+    return imports
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name, text in FILES.items():
@@ -54,20 +60,19 @@ def folder(tmp_path):
     ],
 )
 def test_closure(folder, code, modules, packages):
-    imports = Imports(folder)
-    imports.follow_code(code)
+    imports = closure(code, folder)
     assert sorted(imports.modules) == sorted(modules.split())
     assert sorted(imports.packages) == sorted(packages.split())
 
 
 def test_nothing_is_imported(folder):
     (folder / "single.py").write_text("raise SystemExit\n")
-    assert "single" in dependencies(["import single"], folder)["sources"]
+    assert "single" in closure("import single", folder).modules
     assert "single" not in sys.modules
 
 
 def test_this_package_leaves_out_what_it_does_not_use():
-    found = dependencies(["import parameter_ordering.experiment"])["sources"]
+    found = dependencies("import parameter_ordering.experiment")["sources"]
     assert {"parameter_ordering.covariance", "parameter_ordering.data"} <= found.keys()
     assert not {"parameter_ordering.figures", "parameter_ordering.store"} & found.keys()
     assert not any(name.startswith("parameter_ordering.book") for name in found)
@@ -95,8 +100,13 @@ def test_fingerprint(tmp_path, text, with_docstrings, without):
 
 
 def test_versions():
-    found = dependencies(["import numpy, sklearn, missing_from_everywhere"])["packages"]
+    found = dependencies("import numpy, sklearn, missing_from_everywhere")["packages"]
     assert found["numpy"] == sys.modules["importlib.metadata"].version("numpy")
     assert found["sklearn"] == sources.version("scikit-learn")
     assert found["missing_from_everywhere"] == "not installed"
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_strings(folder):
+    (folder / "single.py").write_text("NAMES = ['a.csv', f'{1}b']\n# 'c'\n")
+    assert closure("import single", folder).strings() == {"a.csv", "b"}

@@ -10,7 +10,8 @@ import hashlib
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -21,39 +22,24 @@ _PACKAGE = __name__.partition(".")[0]
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 
 
-def dependencies(
-    code: Iterable[str], folder: Path | None = None, *, docstrings: bool = True
-) -> dict[str, dict[str, str]]:
-    """What ``code`` depends on: ``{"sources": {module: hash}, "packages": {name: version}}``.
-
-    Args:
-        code: pieces of Python (the cells of a notebook); lines of IPython magic are skipped.
-        folder: where the code runs; modules beside it are found.
-        docstrings: whether a changed docstring is a change. Comments and layout never are.
+def dependencies(code: str, *, docstrings: bool = True) -> dict[str, dict[str, str]]:
+    """What a piece of Python depends on: `Imports.described` for one piece.
 
     Example:
-        >>> found = dependencies(["from parameter_ordering.order import rank"])
+        >>> found = dependencies("from parameter_ordering.order import rank")
         >>> "parameter_ordering.order" in found["sources"], "torch" in found["packages"]
         (True, True)
     """
-    imports = Imports(folder)
-    for piece in code:
-        imports.follow_code(piece)
-    return {
-        "sources": {
-            name: fingerprint(path, docstrings=docstrings)
-            for name, path in sorted(imports.modules.items())
-        },
-        "packages": {"python": platform.python_version()}
-        | {name: _version(name) for name in sorted(imports.packages)},
-    }
+    imports = Imports()
+    imports.follow_code(code)
+    return imports.described(docstrings=docstrings)
 
 
 class Imports:
-    """The closure of the import statements that `follow` is given.
+    """The closure of the import statements that it is given to follow.
 
     Args:
-        folder: searched for modules before ``sys.path``.
+        folder: where the code runs, searched for modules before ``sys.path``.
 
     Attributes:
         modules: path of each module of the project, by name.
@@ -66,9 +52,28 @@ class Imports:
         self._path = [*([str(folder)] if folder else []), *sys.path]
         self._followed: set[str] = set()
 
+    def described(self, *, docstrings: bool = True) -> dict[str, dict[str, str]]:
+        """``{"sources": {module: hash}, "packages": {name: version}}``.
+
+        Args:
+            docstrings: whether a changed docstring is a change. Comments and layout never are.
+        """
+        return {
+            "sources": {
+                name: fingerprint(path, docstrings=docstrings)
+                for name, path in sorted(self.modules.items())
+            },
+            "packages": {"python": platform.python_version()}
+            | {name: _version(name) for name in sorted(self.packages)},
+        }
+
+    def strings(self) -> set[str]:
+        """All strings that stand in the modules of the project."""
+        return {each for path in self.modules.values() for each in strings(_read(path))}
+
     def follow_code(self, code: str) -> None:
         """Add what a cell of a notebook imports."""
-        self.follow(_parse(without_magic(code)))
+        self.follow(python(code))
 
     def follow(self, tree: ast.AST, package: str = "") -> None:
         """Add what ``tree`` imports; ``package`` is what its relative imports start from."""
@@ -86,7 +91,7 @@ class Imports:
         if path is None or name in self._followed:
             return
         self._followed.add(name)
-        tree = _parse(path.read_text(encoding="utf-8"))
+        tree = _read(path)
         is_package = path.name == "__init__.py"
         self.follow(tree, name if is_package else name.rpartition(".")[0])
         if is_package and _looks_up_names_when_asked(tree):
@@ -102,7 +107,7 @@ class Imports:
         if path.name == "__init__.py":
             if self._locate(f"{module}.{name}"):
                 return self._module(f"{module}.{name}")
-            for node in ast.walk(_parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(_read(path)):
                 if isinstance(node, ast.ImportFrom):
                     for alias in node.names:
                         if (alias.asname or alias.name) == name:
@@ -135,26 +140,36 @@ class Imports:
 
 def fingerprint(path: Path, *, docstrings: bool = True) -> str:
     """Hash of a Python file by its meaning: comments and layout do not count."""
-    text = path.read_text(encoding="utf-8")
-    tree = _parse(text)
-    meaning = ast.dump(tree if docstrings else _bare(tree)) if tree.body else text
-    return hashlib.sha256(meaning.encode()).hexdigest()
+    return _fingerprint(path.read_text(encoding="utf-8"), docstrings)
 
 
-def strings(code: str) -> Iterator[str]:
+def strings(tree: ast.Module) -> Iterator[str]:
     """The strings that stand in a piece of Python."""
-    for node in ast.walk(_parse(code)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
 
-def without_magic(code: str) -> str:
+def python(cell: str) -> ast.Module:
     """The Python in a notebook's cell: lines of IPython magic are emptied."""
-    return "\n".join(
-        "" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines()
-    )
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in cell.splitlines())
+    return _parse("\n".join(lines))
 
 
+@cache
+def _fingerprint(text: str, docstrings: bool) -> str:
+    tree = _parse(text)
+    if not docstrings:
+        tree = _bare(deepcopy(tree))
+    meaning = ast.dump(tree) if tree.body else text
+    return hashlib.sha256(meaning.encode()).hexdigest()
+
+
+def _read(path: Path) -> ast.Module:
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def _parse(code: str) -> ast.Module:
     try:
         return ast.parse(code)

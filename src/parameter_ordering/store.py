@@ -93,7 +93,7 @@ def results(
         "method": f"{type(experiment).__name__}.{method}",
         "settings": asdict(experiment),
         "data": experiment.data().checksum,
-        **dependencies([code], docstrings=False),
+        **dependencies(code, docstrings=False),
     }
 
     def compute() -> xr.Dataset:

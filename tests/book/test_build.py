@@ -129,6 +129,7 @@ def test_smoke_does_not_pass_as_the_paper(built):
     assert executed(output) == ["chapters/one", "chapters/three", "chapters/two"]
     assert all("Nothing here is a result of the paper" in built.html(page) for page in PAGES)
     assert "4</span>" in built.html("summary")
+    assert "# Parameters" in built.html("chapters/one")  # the cell that papermill puts in
     assert "profile" in failed(built.command("check"))
     good(built.command("check", "--profile", "smoke"))
     assert not executed(good(built.build()))

@@ -112,7 +112,7 @@ TABLE = {
         lambda book: (book.root / "chapters/parameters.yml").write_text(
             "smoke: {chapters/one: {n: 2}}\npaper: {chapters/one: {n: 4}}\n"
         ),
-        {ONE: "parameter n (none) -> 4"},
+        {ONE: "parameter n null -> 4"},
     ),
     "source of two chapters": (
         edit("lib/science.py", "n * n", "n * n * 1"),
@@ -174,7 +174,7 @@ def test_a_new_version_makes_stale_what_imports_it(built, monkeypatch, package, 
     monkeypatch.setattr(sources, "_version", lambda n: "999" if n == package else version(n))
     found = {name: state.why for name, state in states(built).items() if state.runs}
     assert found.keys() == stale
-    assert all(f"package {package} {version(package)} -> 999" == why for why in found.values())
+    assert all(f'package {package} "{version(package)}" -> "999"' == why for why in found.values())
 
 
 def test_profiles_do_not_share_outputs(built):

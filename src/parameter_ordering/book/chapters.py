@@ -73,13 +73,17 @@ class Chapter:
     def inputs(self) -> dict[str, Any]:
         """All that the chapter's outputs depend on, but for the results it will use."""
         cells = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
-        code = [cell.source for cell in cells]
-        imports = sources.dependencies(code, self.path.parent)
+        imports = sources.Imports(self.path.parent)
+        named = set()
+        for cell in cells:
+            imports.follow_code(cell.source)
+            named.update(sources.strings(sources.python(cell.source)))
+        names = {Path(each).name for each in named | imports.strings()}
         return {
             "cells": [[cell.source, *sorted(_TAGS_THAT_MATTER & tags(cell))] for cell in cells],
             "parameters": dict(self.parameters),
-            **imports,
-            "data": self._data(code),
+            "data": self.settings.data_checksums(names),
+            **imports.described(),
         }
 
     def state(self) -> State:
@@ -100,15 +104,6 @@ class Chapter:
         return (
             State("stale", "; ".join(why)) if why else State("current", f"as of {record['date']}")
         )
-
-    def _data(self, code: list[str]) -> dict[str, str]:
-        imports = sources.Imports(self.path.parent)
-        for piece in code:
-            imports.follow_code(piece)
-        texts = [sources.without_magic(piece) for piece in code]
-        texts += [path.read_text(encoding="utf-8") for path in imports.modules.values()]
-        named = {Path(string).name for text in texts for string in sources.strings(text)}
-        return self.settings.data_checksums(named)
 
     def _lost(self, used: Mapping[str, str]) -> list[str]:
         why = []
@@ -150,30 +145,20 @@ def unfinished(notebook: nbformat.NotebookNode) -> bool:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed, in words."""
     why = []
-    if before["cells"] != now["cells"]:
-        old, new = before["cells"], now["cells"]
-        changed = [n for n, pair in enumerate(zip(old, new, strict=False), 1) if pair[0] != pair[1]]
-        cells = ", ".join(map(str, changed)) or "one"
-        why.append(
-            f"code cell {cells} changed"
-            if len(old) == len(new)
-            else f"{len(new)} code cells, there were {len(old)}"
-        )
-    for kind, label in (
-        ("parameters", "parameter"),
-        ("sources", "source"),
-        ("packages", "package"),
-        ("data", "data"),
-    ):
+    old, new = before["cells"], now["cells"]
+    if len(old) != len(new):
+        why.append(f"{len(new)} code cells, there were {len(old)}")
+    elif old != new:
+        changed = [
+            str(n) for n, pair in enumerate(zip(old, new, strict=True), 1) if pair[0] != pair[1]
+        ]
+        why.append(f"code cell {', '.join(changed)} changed")
+    for kind in ("parameters", "sources", "packages", "data"):
         for name in sorted(before[kind].keys() | now[kind].keys()):
-            old, new = before[kind].get(name), now[kind].get(name)
+            old, new = (json.dumps(inputs[kind].get(name)) for inputs in (before, now))
             if old != new:
-                change = (
-                    "changed" if kind in ("sources", "data") else f"{_show(old)} -> {_show(new)}"
+                plain = kind in ("sources", "data")
+                why.append(
+                    f"{kind.removesuffix('s')} {name} {'changed' if plain else f'{old} -> {new}'}"
                 )
-                why.append(f"{label} {name} {change}")
     return why
-
-
-def _show(value: Any) -> str:
-    return "(none)" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
+from pathlib import Path
 
 import nbformat
+from filelock import FileLock
 
 from parameter_ordering.book.chapters import RECORD, Chapter, read
 from parameter_ordering.book.settings import BookError, Settings
@@ -19,7 +21,7 @@ from parameter_ordering.files import lock, sweep
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 
 
-def book_lock(settings: Settings):
+def book_lock(settings: Settings) -> FileLock:
     """Held by whoever builds or executes, so that two at once take turns."""
     return lock(settings.build / ".lock")
 
@@ -174,6 +176,9 @@ def _environment(settings: Settings, cores: int) -> dict[str, str]:
 def _longest_first(chapter: Chapter) -> float:
     """So that no long chapter is left to run alone at the end; the unknown go first."""
     try:
-        return -read(chapter.executed).metadata[RECORD]["seconds"]
-    except (BookError, KeyError):
+        record = read(chapter.executed).metadata[RECORD]
+        notes = [chapter.settings.results / f"{Path(name).stem}.json" for name in record["results"]]
+        trained = [json.loads(note.read_text(encoding="utf-8"))["seconds"] for note in notes]
+    except (BookError, KeyError, OSError, ValueError):
         return -float("inf")
+    return -max(record["seconds"], sum(trained))

@@ -23,22 +23,25 @@ def page(chapter: Chapter) -> nbformat.NotebookNode:
     if state.runs:
         raise BookError(f"{chapter.docname} is {state.name}: {state.why}")
     executed = read(chapter.executed)
-    record = executed.metadata[RECORD]
-    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
-    ran = iter([cell for cell in ran if "injected-parameters" not in tags(cell)])
+    ran = iter([cell for cell in executed.cells if cell.cell_type == "code"])
     cells = []
     for cell in notebook.cells:
-        cells.append(cell)
         if cell.cell_type == "code":
             done = next(ran)
+            if "injected-parameters" in tags(done):  # papermill's own cell: what the profile sets
+                cells.append(done)
+                done = next(ran)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
-            if _shows_a_figure(cell):
-                cells.append(nbformat.v4.new_markdown_cell(folded(chapter, record)))
+        cells.append(cell)
+        if _shows_a_figure(cell):
+            fold = folded(chapter, executed.metadata[RECORD], cell.source)
+            cells.append(nbformat.v4.new_markdown_cell(fold))
     notebook.cells = cells
     return notebook
 
 
 def _shows_a_figure(cell: nbformat.NotebookNode) -> bool:
-    kinds = (kind for output in cell.outputs for kind in output.get("data", {}))
+    outputs = cell.get("outputs", [])
+    kinds = (kind for output in outputs for kind in output.get("data", {}))
     hidden = tags(cell) & {"remove-cell", "remove-output"}
     return not hidden and any(kind.startswith("image/") for kind in kinds)

@@ -1,19 +1,45 @@
 """Under each figure, folded away: where it comes from, and how to draw it again."""
 
+import ast
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from parameter_ordering.book.chapters import Chapter
+from parameter_ordering.sources import python
 
 
-def folded(chapter: Chapter, record: dict[str, Any]) -> str:
-    """MyST for the fold under a figure: how it was drawn, and each result the chapter used."""
+def folded(chapter: Chapter, record: dict[str, Any], code: str) -> str:
+    """MyST for the fold under a figure: how it was drawn, and the results it shows.
+
+    Args:
+        chapter: whose figure it is.
+        record: of the chapter's execution.
+        code: the cell that draws it.
+    """
     lines = [*_drawing(chapter, record)]
-    for name in record["results"]:
+    for name in _shown(chapter, record["uses"], code):
         lines += _result(chapter, name)
     return "\n".join(["````{dropdown} How this figure was made", *lines, "````"])
+
+
+def _shown(chapter: Chapter, uses: list[str], code: str) -> list[str]:
+    """The results in the variables that a cell reads; all of the chapter's if that is not plain."""
+    cells = [cell.source for cell in chapter.notebook.cells if cell.cell_type == "code"]
+    held = [
+        statement.targets[0].id
+        for cell in cells
+        for statement in python(cell).body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and isinstance(statement.value, ast.Call)
+        and ast.unparse(statement.value.func).rpartition(".")[2] == "results"
+    ]
+    read = {node.id for node in ast.walk(python(code)) if isinstance(node, ast.Name)}
+    shown = [name for variable, name in zip(held, uses, strict=False) if variable in read]
+    plain = len(held) == len(uses) == len(set(held))
+    return list(dict.fromkeys(shown if plain and shown else uses))
 
 
 def _drawing(chapter: Chapter, record: dict[str, Any]) -> Iterator[str]:

@@ -61,10 +61,11 @@ def _run(job: dict[str, Any]) -> float:
         record.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - began, 2)
     _tidy(notebook)
-    facts = origin()
+    facts, uses = origin(), [json.loads(line)["result"] for line in used.splitlines()]
     notebook.metadata[RECORD] = {
         **job["record"],
-        "results": _checksums(Path(job["results"]), used),
+        "uses": uses,
+        "results": _checksums(Path(job["results"]), uses),
         "date": facts["date"],
         "origin": facts,
         "seconds": seconds,
@@ -110,8 +111,7 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
     return _WIDGET in output.get("data", {})
 
 
-def _checksums(folder: Path, record: str) -> dict[str, str]:
-    names = dict.fromkeys(json.loads(line)["result"] for line in record.splitlines())
+def _checksums(folder: Path, names: list[str]) -> dict[str, str]:
     notes = {name: (folder / name).with_suffix(".json") for name in names}
     return {name: json.loads(note.read_text())["sha256"] for name, note in notes.items()}
 
