@@ -1,5 +1,6 @@
 """The paper's experiment on R runs at once: train to t0, put in order, freeze, train on."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
 
     def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
         self.x, self.y, self.S = x, y, S
-        self._owner = torch.arange(len(x), device=x.device)[:, None, None]
+        self._rows, self._answers = x.flatten(0, 1), y.flatten()
         self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
         self._epoch, self._start = None, x.shape[1]
         self.t = 0
@@ -50,12 +51,15 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     def __next__(self) -> tuple[Tensor, Tensor]:
         m = self.x.shape[1]
         if self._start + self.S > m:
-            epoch = [torch.randperm(m, generator=each) for each in self._generators]
-            self._epoch, self._start = torch.stack(epoch).to(self.x.device), 0
-        rows = self._epoch[:, None, self._start : self._start + self.S]
+            epoch = torch.stack([torch.randperm(m, generator=each) for each in self._generators])
+            epoch += m * torch.arange(len(self.x))[:, None]
+            self._epoch, self._start = epoch.to(self.x.device), 0
+        chosen = self._epoch[:, self._start : self._start + self.S].unsqueeze(1)
         self._start += self.S
         self.t += 1
-        return self.x[self._owner, rows], self.y[self._owner, rows]
+        # index_select copies whole rows, several times faster on a CPU than x[chosen].
+        x = self._rows.index_select(0, chosen.flatten())
+        return x.view(*chosen.shape, -1), self._answers[chosen]
 
 
 class Diverged(ArithmeticError):
@@ -66,10 +70,11 @@ class Diverged(ArithmeticError):
         self.run, self.variant, self.t, self.loss = run, variant, t, loss
 
 
-def _check(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, t: int) -> None:
-    """Raise :class:`Diverged` if the loss of the ensemble is not finite."""
-    if total.isfinite():
-        return
+def _finite(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, t: int) -> float:
+    """The loss of the ensemble as a number; :class:`Diverged` if it is not finite."""
+    value = total.item()
+    if math.isfinite(value):
+        return value
     with torch.no_grad():
         each = loss(model(x), y).mean(-1)
     run, variant = (~each.isfinite()).nonzero()[0].tolist()
@@ -109,9 +114,9 @@ def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> No
             trained.variance.update(loss, x, y)
         total = trained.covariance.update(loss, x, y)
         trained.moments.update()
-        _check(total, trained.model, trained.loss, x, y, minibatches.t)
+        value = _finite(total, trained.model, trained.loss, x, y, minibatches.t)
         trained.optimizer.step()
-        tick(total.item() / len(x))
+        tick(value / len(x))
 
 
 def exact_variance(trained: Trained) -> dict[str, Tensor]:
@@ -147,7 +152,7 @@ def freeze_and_train(
         x, y = next(minibatches)
         optimizer.zero_grad()
         total = summed(trained.loss)(model(x), y)
-        _check(total, model, trained.loss, x, y, minibatches.t)
+        value = _finite(total, model, trained.loss, x, y, minibatches.t)
         total.backward()
         optimizer.step()
-        tick(total.item() / (len(x) * len(ranks) * len(k)))
+        tick(value / (len(x) * len(ranks) * len(k)))
