@@ -1,12 +1,15 @@
 """The repository's files agree with each other.
 
-What is tested: every direct dependency is pinned within its range; conda, pre-commit and the
-citation name the same versions; the table of contents names every page;
+What is tested: what is imported is declared; every direct dependency is pinned within its range;
+conda, pre-commit and the citation name the same versions; the table of contents names every page;
 the notebooks are thin and stripped; the README's verbs and links exist.
 """
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import nbformat
@@ -104,3 +107,31 @@ def test_the_files_that_the_readme_links_to_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def imported(folder):
+    """Top-level packages that the modules of a folder import, but for Python's own and ours."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+def test_what_is_imported_is_declared(folder):
+    # What a declared dependency itself requires, as jupyter-book does Sphinx, is not repeated.
+    declared = [requirement.name for requirement in direct()]
+    lines = [Requirement(line) for name in declared for line in requires(name) or []]
+    required = [line.name for line in lines if not line.marker or line.marker.evaluate()]
+    known = {canonicalize_name(name) for name in declared + required}
+    owners = packages_distributions()
+    missing = {
+        name
+        for name in imported(folder) - {"benchmarks", "parameter_ordering", "tests"}
+        if not known & {canonicalize_name(owner) for owner in owners.get(name, [])}
+    }
+    assert missing == set()
