@@ -231,6 +231,15 @@ def test_where_nothing_grows_differences_are_held_against_what_is_negligible(
     assert measured.quantity.value == pytest.approx(expected)
 
 
+def test_where_growth_is_large_but_uncertain_there_is_no_ratio_either():
+    data = results(size=2.0)
+    noise = np.random.default_rng(8).normal(size=RUNS)
+    data["loss"][:, 1] = data.loss[:, 1] + 2 * noise[:, None] * SHARE
+    measured = measure(data)
+    assert measured.unit == "difference of growth / loss at k = 0"
+    assert judge_one(data).verdict == INCONCLUSIVE
+
+
 @pytest.mark.parametrize(
     ("ratio", "slower", "same"), [(0.5, SUPPORTED, NOT_SUPPORTED), (1.0, NOT_SUPPORTED, SUPPORTED)]
 )
@@ -301,6 +310,15 @@ def test_stability_leaves_out_what_never_varied():
     data["ranks"] = data.ranks.where(~dead, xr.DataArray(noise, dims=("run", "parameter")))
     alone = measure(data, **STABILITY, versus=None)
     assert alone.quantity.value == pytest.approx(0.81, abs=0.05)
+
+
+def test_stability_against_the_start_leaves_out_what_did_not_vary_there():
+    data = results(stable=0.9, start=0.3)
+    data["start_variance"][:, : P // 2] = 0.0
+    measured = measure(data, **STABILITY, versus="start_variance")
+    rest = data.isel(parameter=slice(P // 2, None))
+    expected = measure(rest, **STABILITY, versus="start_variance")
+    assert measured.quantity == expected.quantity
 
 
 @pytest.mark.parametrize("shared_weights", [False, True])
