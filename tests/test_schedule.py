@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.freezing import freeze
 from parameter_ordering.granularity import by_tensors, by_units
 from parameter_ordering.order import frozen_mask, rank
@@ -139,6 +140,21 @@ def test_resumed_equals_uninterrupted(interrupted_after, optimizer_first, by):
     for p, q in zip(model.parameters(), straight[0].parameters(), strict=True):
         for key, value in straight[1].state[q].items():
             assert torch.equal(optimizer.state[p][key], value), key
+
+
+@pytest.mark.parametrize("samples", ["first", "all"])
+@pytest.mark.parametrize("by", [lambda scores: scores, by_tensors])
+def test_the_covariance_goes_on_while_parameters_freeze(samples, by):
+    model = perceptron()
+    optimizer, C = adamw(model), GradientCovariance(model, samples)
+    k = ramp(4 if by is by_tensors else P, t0=2, t1=5)
+    schedule = FreezeSchedule(optimizer, lambda: rank(by(C.diagonal())), k)
+    for x in batches(7):
+        C.update(nn.functional.mse_loss, x, torch.zeros(8, 2))
+        optimizer.step()
+        schedule.step()
+    assert schedule.k == k(7)
+    assert C.t == 7
 
 
 @given(st.integers(0, 50), st.integers(1, 10), st.integers(0, 10))

@@ -258,7 +258,7 @@ def _before_masks(parameters: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Gradients as they are before hooks on a parameter change ``.grad``, as `freeze` does."""
     gradients, handles = {}, []
     for name, w in parameters.items():
-        if w._post_accumulate_grad_hooks:
+        if w.requires_grad and w._post_accumulate_grad_hooks:
             keep = partial(lambda name, g: gradients.__setitem__(name, g.clone()), name)
             handles.append(w.register_hook(keep))
     try:
