@@ -193,6 +193,19 @@ def test_complex_values_freeze(kind, dtype):
     assert (w != before)[~mask].all()
 
 
+def test_a_gradient_of_another_type_is_masked():
+    w = nn.Parameter(torch.ones(4, 2, dtype=torch.bfloat16))
+    w.grad_dtype = torch.float32
+    mask = torch.arange(8).view(4, 2) < 3
+    optimizer = optim.SGD([w], lr=0.5)
+    freeze(optimizer, {w: mask})
+    w.float().square().sum().backward()
+    assert w.grad.dtype == torch.float32
+    assert torch.equal(w.grad == 0, mask)
+    optimizer.step()
+    assert torch.equal(w == 1, mask)
+
+
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, partial(MaskedAdam, compact=True)])
 def test_any_memory_layout_freezes(kind):
     values = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
@@ -386,6 +399,18 @@ def test_autograd_sees_the_freeze(kind):
         warnings.simplefilter("ignore")  # torch warns that w.grad is read though w is no leaf.
         assert torch.autograd.gradcheck(step, inputs)
         assert same_bits([step(*inputs)[mask]], [inputs[0][mask]])
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_autograd_sees_a_masked_gradient():
+    w = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    mask = torch.arange(4) < 2
+    optimizer = optim.SGD([w])
+    freeze(optimizer, {w: mask})
+    (w**3).sum().backward(create_graph=True)
+    [hessian] = torch.autograd.grad(w.grad.sum(), [w])
+    w.grad = None  # breaks the cycle that torch warns of
+    torch.testing.assert_close(hessian, (6 * w).masked_fill(mask, 0))
 
 
 @pytest.mark.parametrize("kind", [optim.Adam, optim.SGD])

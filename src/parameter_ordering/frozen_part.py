@@ -96,7 +96,10 @@ class FrozenBits(FrozenPart):
         bits.bitwise_xor_(saved).bitwise_and_(self._free).bitwise_xor_(saved)
 
     def _zero_(self, x: Tensor) -> None:
-        self._bits(x).bitwise_and_(self._free)
+        if x.element_size() == self._free.element_size():
+            self._bits(x).bitwise_and_(self._free)
+        else:  # torch allows a gradient of another type than its parameter's
+            super()._zero_(x)
 
     def _bits(self, x: Tensor) -> Tensor:
         return x.detach().view(self._free.dtype)
