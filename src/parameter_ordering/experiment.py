@@ -266,6 +266,7 @@ class Experiment(ABC):
             y=minibatches.y[:, None],
             loss=self.loss,
             w_true=None if sets[0].w is None else torch.stack([d.w for d in sets]).to(self.device),
+            tie_seeds=seeds(self.seed, "ties", runs),
             own_seeds=seeds(self.seed, "own order", runs),
             common_seed=seeds(self.seed, "common order", [0])[0],
         )

@@ -29,7 +29,8 @@ class Trained:
         y: their answers, (R or 1, 1, m).
         loss: of each object, from output and answer.
         w_true: the weights that synthetic data were drawn from, (R or 1, n), or None.
-        own_seeds: one seed a run, for what is drawn in each run anew.
+        tie_seeds: one seed a run, which breaks the ties of a score.
+        own_seeds: one seed a run, for the orders that are drawn in each run anew.
         common_seed: the seed of what all runs share.
     """
 
@@ -43,12 +44,13 @@ class Trained:
     y: Tensor
     loss: Callable[[Tensor, Tensor], Tensor]
     w_true: Tensor | None
+    tie_seeds: list[int]
     own_seeds: list[int]
     common_seed: int
 
     def rank(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Ranks of scores (R, 1, ...), ties broken anew in each run."""
-        return rank(scores, self.own_seeds, ENSEMBLE_DIMS)
+        return rank(scores, self.tie_seeds, ENSEMBLE_DIMS)
 
 
 Ranks = dict[str, Tensor]
@@ -66,20 +68,24 @@ def covariance_descending(trained: Trained) -> Ranks:
 
 def random(trained: Trained) -> Ranks:
     """One random permutation a run, the paper's baseline."""
-    return trained.rank({name: torch.zeros_like(w) for name, w in trained.start.items()})
+    return _permutation(trained, trained.own_seeds)
 
 
 def random_shared(trained: Trained) -> Ranks:
     """One random permutation for all runs: what is left of the spread once it is not redrawn."""
-    seeds = [trained.common_seed] * len(trained.own_seeds)
-    zeros = {name: torch.zeros_like(w) for name, w in trained.start.items()}
-    return rank(zeros, seeds, ENSEMBLE_DIMS)
+    return _permutation(trained, [trained.common_seed] * len(trained.own_seeds))
 
 
 def random_within_tensors(trained: Trained) -> Ranks:
     """A random order that freezes as many of each weight matrix as the paper's order at every k."""
     ranks = by_score(SCORES["covariance"], trained)
     return shuffle_within(ranks, trained.own_seeds, ENSEMBLE_DIMS)
+
+
+def _permutation(trained: Trained, seeds: list[int]) -> Ranks:
+    """A random order of each run: that of scores which are all tied."""
+    zeros = {name: torch.zeros_like(w) for name, w in trained.start.items()}
+    return rank(zeros, seeds, ENSEMBLE_DIMS)
 
 
 ORDERS: dict[str, Callable[[Trained], Ranks]] = {

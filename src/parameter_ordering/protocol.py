@@ -12,7 +12,7 @@ from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
 from parameter_ordering.freezing import freeze
 from parameter_ordering.orders import Ranks, Trained
 
-_PURPOSES = ("weights", "minibatches", "own order", "common order", "C_0")
+_PURPOSES = ("weights", "minibatches", "ties", "own order", "common order", "C_0")
 Loss = Callable[[Tensor, Tensor], Tensor]
 Tick = Callable[[float], None]
 

@@ -1,0 +1,62 @@
+"""Which runs the claims of the paper are judged by, at the two values of t0 and on two levels."""
+
+import numpy as np
+import xarray as xr
+
+from parameter_ordering import experiments
+from parameter_ordering.cost import StepCost
+from parameter_ordering.experiment import Experiment, converged
+from parameter_ordering.store import results
+
+PAIR = ("covariance", "random")
+NAMES = ("synthetic_1", "boston_housing", "synthetic_3", "mnist")
+NARROW_AND_WIDE = {"boston_housing": (5, 80), "mnist": (3, 30)}
+Cases = dict[tuple[str, str], xr.Dataset]
+
+
+def late(experiment: Experiment, orders: tuple[str, ...] = (*PAIR, "random_shared")) -> Experiment:
+    """The experiment at the t0 that the rule gives, see :func:`converged`."""
+    curve = results(experiment, "learning_curve")
+    t0 = converged(curve, experiment.window, experiment.tolerance)
+    return experiment.replace(t0=t0, orders=orders)
+
+
+def shared(experiment: Experiment) -> Experiment:
+    """The experiment with the same initial weights in all runs."""
+    return experiment.replace(shared_weights=True, orders=PAIR)
+
+
+def one_data_set() -> Cases:
+    """As in the paper: 25 runs on one data set, by experiment and t0, "early" or "rule"."""
+    cases = {}
+    for name in NAMES:
+        experiment = getattr(experiments, name)()
+        cases[name, "early"] = results(experiment)
+        cases[name, "rule"] = results(late(experiment))
+    for name, widths in NARROW_AND_WIDE.items():
+        nets = [getattr(experiments, name)(hidden=h, orders=PAIR, grid=11) for h in widths]
+        for t0, variant in (("early", lambda net: net), ("rule", lambda net: late(net, PAIR))):
+            cases[f"{name}_width", t0] = _side_by_side(nets, widths, variant)
+    cases["mnist_cost", "early"] = results(StepCost())
+    return cases
+
+
+def new_data() -> Cases:
+    """Beyond the paper: 25 runs on new seeds, each with a data set or split of its own."""
+    cases = {}
+    for name in NAMES:
+        experiment = getattr(experiments, name)()
+        fresh = {"own_data": True, "seed": 1, "data_seed": 1}
+        early = experiment.replace(orders=(*PAIR, "covariance_descending"), **fresh)
+        cases[name, "early"] = results(early)
+        cases[name, "rule"] = results(late(experiment, PAIR).replace(**fresh))
+    return cases
+
+
+def _side_by_side(nets, widths, variant) -> xr.Dataset:
+    """Results of nets of several widths along a dimension ``width``; k is a share of each p."""
+    found = []
+    for net in nets:
+        data = results(variant(net))[["loss"]]
+        found.append(data.assign_coords(k=np.linspace(0, 1, data.sizes["k"])))
+    return xr.concat(found, xr.Variable("width", list(widths)), combine_attrs="drop_conflicts")
