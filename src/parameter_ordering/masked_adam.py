@@ -15,34 +15,34 @@ __all__ = ["MaskedAdam"]
 class MaskedAdam(Adam):
     r"""torch's own Adam, made for :func:`freeze`.
 
-    While nothing is frozen, it is :class:`torch.optim.Adam` bit by bit, option by option. What is
-    frozen costs a masked gradient and, without weight decay, nothing else: zero gradient and zero
-    moments keep a value still. It loads checkpoints with masks without further ado.
+    While nothing is frozen it is :class:`torch.optim.Adam`, bit by bit and option by option. A
+    freeze costs it one pass over the gradients, if there is no weight decay: zero gradient and zero
+    moments keep a value still. A checkpoint with masks freezes it without a call of :func:`freeze`.
 
     With ``compact=True`` the two moments of a tensor (three with ``amsgrad``) exist for its free
-    coordinates alone. A step gathers these and their gradients, is Adam's own step on them, and
-    scatters the values back. In bytes for each parameter, in float32, with the share r of free
-    parameters:
+    coordinates alone. A step gathers these and their gradients, is torch's own step on them, and
+    scatters the values back. Bytes for each parameter in float32, r being the share of free ones:
 
-    ========= ======= ====== =============== ======== =================
-    compact   moments mask   index           total    at r = 0.1 (0.01)
-    ========= ======= ====== =============== ======== =================
-    ``False`` 8       1      4 (bit masks)   13       13 (13)
-    ``True``  8 r     1      4 r (8 r from   1 + 12 r 2.2 (1.12)
-                             2^31 on)
-    ========= ======= ====== =============== ======== =================
+    ======================== ======== ============
+    compact                  False    True
+    ======================== ======== ============
+    moments                  8        8 r
+    mask                     1        1
+    mask of bits, or index   4        4 r
+    in all, at r = 0.5       13       7
+    at r = 0.1               13       2.2
+    at r = 0.01              13       1.12
+    ======================== ======== ============
 
-    and, for the time of a step, 8 r more. Gathering costs time, masking costs time too: measure
-    both with ``benchmarks/masked_adam.py``.
+    A step takes 8 r more for as long as it lasts; tensors of more than 2^31 elements have an index
+    of 8 r. On a CPU compact steps are faster than masked ones where less than about a tenth of the
+    parameters is free, and slower where more is (``benchmarks/masked_adam.py``).
 
     Args:
         params: best ``model.named_parameters()``, so that masks go by name.
-        lr, betas, eps, weight_decay, amsgrad: as in :class:`torch.optim.Adam`, as all ``options``:
-            ``foreach``, ``fused``, ``maximize``, ``capturable``, ``differentiable`` and
-            ``decoupled_weight_decay``.
-        compact: keep moments for free coordinates only. As other options it may differ between
-            groups and is loaded with a checkpoint, from which the masks of :func:`freeze` come
-            too.
+        lr, betas, eps, weight_decay, amsgrad, options: as in :class:`torch.optim.Adam`.
+        compact: keep moments of free coordinates only. Like every option it may differ between
+            groups, and a checkpoint of ``MaskedAdam`` brings its own.
 
     Raises:
         ValueError: for ``compact`` with ``differentiable``.
