@@ -25,12 +25,12 @@ test: env  ## run the tests, and the examples of the documentation
 lint: env  ## check the style of the sources and that notebooks carry no outputs
 	ruff check
 	ruff format --check
-	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --verify
+	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --keep-id --verify
 
 format: env  ## bring sources and notebooks into that style
 	ruff check --fix
 	ruff format
-	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout
+	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --keep-id
 
 bench: $(VENV)/bench.stamp  ## measure the speed, and write the record to benchmarks/
 	python -m benchmarks
