@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
@@ -216,6 +217,40 @@ def weight_figure(data: xr.Dataset, orders: Sequence[str] = ("covariance",)) -> 
     axes[0].set_ylabel("rank / p, mean and spread over runs")
     if len(orders) > 1:
         axes[0].legend()
+    return figure
+
+
+def sensitivity_figure(table: pd.DataFrame) -> Figure:
+    """Growth in the proposed order against two others, one panel for each setting and experiment.
+
+    Args:
+        table: of :func:`parameter_ordering.summary.sensitivity`.
+    """
+    names, settings = table.experiment.unique(), table.setting.unique()
+    figure, axes = plt.subplots(
+        len(settings), len(names), figsize=(10, 1.5 * len(settings)), sharey=True
+    )
+    versus = (("random", COLOURS["random"]), ("within", COLOURS["random_within_tensors"]))
+    for i, setting in enumerate(settings):
+        for axis, name in zip(axes[i], names, strict=True):
+            rows = table[(table.experiment == name) & (table.setting == setting)]
+            axis.axhline(1, color="0.6", lw=1)
+            for offset, (column, colour) in zip((-0.08, 0.08), versus, strict=True):
+                low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
+                x = np.arange(len(rows)) + offset
+                error = [value - low, high - value]
+                axis.errorbar(x, value, error, fmt="o", ms=4, color=colour, label=column)
+            axis.set(xticks=range(len(rows)), xticklabels=rows.value, yscale="log")
+            axis.set(ylim=(0.2, 5), xlim=(-0.5, 2.5))
+            if rows.empty:
+                axis.set_axis_off()
+            if i == 0:
+                axis.set_title(name.replace("_", " "))
+        axes[i, 0].set_ylabel(setting)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+        title="growth in the proposed order, as a ratio to that in the random order",
+    )  # fmt: skip
     return figure
 
 

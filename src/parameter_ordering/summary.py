@@ -1,15 +1,19 @@
-"""The numbers of an experiment that its chapter quotes."""
+"""Tables and numbers that the chapters show."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from pandas.io.formats.style import Styler
 
+from parameter_ordering.claims import Claims, Region
 from parameter_ordering.figures import NAMES
 from parameter_ordering.growth import mean_growth
+from parameter_ordering.ledger import Row
 from parameter_ordering.stability import rank_correlations, share_near_one, stability
-from parameter_ordering.statistics import mean_difference
+from parameter_ordering.statistics import Ratio, is_well_above_zero, mean_difference
 
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
@@ -86,3 +90,78 @@ def _reading(row: pd.Series) -> str:
 
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
+
+
+def sensitivity(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFrame:
+    """One row for each experiment, setting and value.
+
+    Args:
+        varied: experiment, setting, value and the results with that value.
+
+    Returns:
+        ``random`` and ``within``: growth of the test loss in the proposed order as a ratio to that
+        in the random order, and in the random order within tensors, each followed by its 95 %
+        interval over runs, ``_low`` and ``_high``, and missing where the random order's growth is
+        not well above 0; ``correlation``: rank correlation between runs.
+    """
+    rows = []
+    for experiment, setting, value, data in varied:
+        row = {"experiment": experiment, "setting": setting, "value": str(value)}
+        growth = mean_growth(data.loss.sel(split="test"))
+        for name, order in (("random", "random"), ("within", "random_within_tensors")):
+            if is_well_above_zero(growth.sel(order=order)):
+                ratio = Ratio(growth.sel(order="covariance"), growth.sel(order=order))
+                row[name] = ratio.value
+                row[f"{name}_low"], row[f"{name}_high"] = ratio.interval()
+        ranks = data.ranks.sel(order="covariance").values
+        row["correlation"] = stability(rank_correlations(ranks)).value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
+    """One row a claim, one column for each level and t0; cells count verdicts where they differ."""
+    found = {}
+    for row in rows:
+        level, _, t0, *_ = row.case.split("/")
+        found.setdefault((row.id, f"{level}, {t0}"), []).append(row.verdict)
+    columns = list(dict.fromkeys(column for _, column in found))
+    table = {
+        claim.id: {"claim": claim.claim, "where": claim.where}
+        | {column: _count(found.get((claim.id, column), [])) for column in columns}
+        for claim in ledger.claims
+    }
+    frame = pd.DataFrame.from_dict(table, orient="index")
+    return frame.style.set_properties(**{"text-align": "left"})
+
+
+def cases(rows: Sequence[Row]) -> Styler:
+    """One row a verdict, with what it rests on."""
+    frame = pd.DataFrame(
+        {
+            "claim": row.id,
+            "case": row.case.replace("/", ", "),
+            "estimate": row.estimate,
+            "95 % interval": f"{row.low:.3g} to {row.high:.3g}",
+            "unit": row.unit,
+            "claimed": _region(row.region),
+            "p": row.p_adjusted,
+            "smallest effect": row.smallest_effect,
+            "verdict": row.verdict,
+        }
+        for row in rows
+    )
+    return frame.style.format("{:.3g}", subset=["estimate", "p", "smallest effect"]).hide()
+
+
+def _count(found: Sequence[str]) -> str:
+    if len(set(found)) < 2:
+        return "".join(set(found))
+    return ", ".join(f"{verdict} {number}" for verdict, number in Counter(found).most_common())
+
+
+def _region(region: Region) -> str:
+    low, high = region
+    if low == -np.inf:
+        return f"below {high:g}"
+    return f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
