@@ -13,16 +13,28 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 
 from parameter_ordering.order import mean_frozen
 
-NAMES = {
-    "covariance": "proposed",
-    "random": "random",
-    "random_shared": "random, the same in all runs",
-    "random_within_tensors": "random within each tensor",
-    "covariance_descending": "printed reading, largest first",
-    "zero_variance": "zero variance first, then random",
+_PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
+_LOOK = {
+    "covariance": ("proposed", 0),
+    "random": ("random", 3),
+    "random_shared": ("random, the same in all runs", 1),
+    "random_within_tensors": ("random within each tensor", 2),
+    "covariance_descending": ("printed reading, largest first", 7),
+    "zero_variance": ("zero variance first, then random", 4),
+    "all_samples": ("variance from all samples", 9),
+    "second_moment": ("second moment", 14),
+    "adam_v": ("Adam's second moment", 16),
+    "mean_gradient": ("mean gradient", 12),
+    "signal_to_noise": ("signal to noise", 5),
+    "magnitude": ("magnitude", 15),
+    "movement": ("distance from the start", 18),
+    "taylor": ("first-order Taylor", 13),
+    "obd": ("optimal brain damage", 19),
+    "mixture": ("mean gradient and a share of its noise", 10),
+    "oracle": ("oracle", 17),
 }
-_PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(NAMES, [_PALETTE[i] for i in (0, 3, 1, 2, 7, 4)], strict=True))
+NAMES = {order: name for order, (name, _) in _LOOK.items()}
+COLOURS = {order: _PALETTE[colour] for order, (_, colour) in _LOOK.items()}
 ALPHA_MAP = "cividis"
 
 
