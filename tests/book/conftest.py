@@ -102,24 +102,6 @@ _IMPORTS = [
 ]
 
 
-def write_notebook(path: Path, cells: list[str], tagged: int | None = None) -> None:
-    """A notebook without outputs; a cell that begins with ``#`` is prose."""
-    notebook = new_notebook(
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        }
-    )
-    for number, text in enumerate(cells):
-        new = new_markdown_cell if text.startswith("#") else new_code_cell
-        cell = new(text, id=f"cell-{number}")
-        if number == tagged:
-            cell.metadata["tags"] = ["parameters"]
-        if "figure()" in text:
-            cell.metadata["mystnb"] = {"figure": {"name": "pixel", "caption": "A pixel."}}
-        notebook.cells.append(cell)
-    nbformat.write(notebook, path)
-
-
 class SmallBook:
     """A folder with the book in it."""
 
@@ -141,10 +123,24 @@ class SmallBook:
         }
         for name, text in texts.items():
             (self.root / name).write_text(text)
-        write_notebook(self.root / "chapters/one.ipynb", ONE, tagged=2)
-        write_notebook(self.root / "chapters/two.ipynb", TWO)
-        write_notebook(self.root / "chapters/three.ipynb", THREE)
+        self.write_notebook("one", ONE, tagged=2)
+        self.write_notebook("two", TWO)
+        self.write_notebook("three", THREE)
         return self
+
+    def write_notebook(self, name: str, cells: list[str], tagged: int | None = None) -> None:
+        """A chapter without outputs; a cell that begins with ``#`` is prose."""
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = new_notebook(metadata={"kernelspec": kernel})
+        for number, text in enumerate(cells):
+            new = new_markdown_cell if text.startswith("#") else new_code_cell
+            cell = new(text, id=f"cell-{number}")
+            if number == tagged:
+                cell.metadata["tags"] = ["parameters"]
+            if "figure()" in text:
+                cell.metadata["mystnb"] = {"figure": {"name": "pixel", "caption": "A pixel."}}
+            notebook.cells.append(cell)
+        nbformat.write(notebook, self.root / f"chapters/{name}.ipynb")
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace text in a file."""

@@ -18,8 +18,11 @@ def folded(chapter: Chapter, record: dict[str, Any], code: str) -> str:
         record: of the chapter's execution.
         code: the cell that draws it.
     """
+    results = _shown(chapter, record["uses"], code)
     lines = [*_drawing(chapter, record)]
-    for name in _shown(chapter, record["uses"], code):
+    if not results:  # a result tells its own data
+        lines += _files(chapter, record["inputs"]["data"])
+    for name in results:
         lines += _result(chapter, name)
     return "\n".join(["````{dropdown} How this figure was made", *lines, "````"])
 
@@ -49,15 +52,18 @@ def _drawing(chapter: Chapter, record: dict[str, Any]) -> Iterator[str]:
     yield f"- With {versions}."
     given = ", ".join(f"{name} = {value!r}" for name, value in record["parameters"].items())
     yield f"- Profile {record['profile']}" + (f", which sets {given}." if given else ".")
-    for name, checksum in record["inputs"]["data"].items():
-        size = (chapter.settings.root / name).stat().st_size
-        yield f"- File `{name}`: {_size(size)}, SHA-256 `{checksum}`."
     yield "- To draw it again:"
     yield ""
     yield "  ```text"
     yield f"  parameter-ordering execute --force {chapter.docname}"
     yield "  ```"
     yield ""
+
+
+def _files(chapter: Chapter, checksums: dict[str, str]) -> Iterator[str]:
+    for name, checksum in checksums.items():
+        size = (chapter.settings.root / name).stat().st_size
+        yield f"- File `{name}`: {_size(size)}, SHA-256 `{checksum}`."
 
 
 def _result(chapter: Chapter, name: str) -> Iterator[str]:

@@ -55,13 +55,14 @@ def _draw(data: Any, path: Path) -> Iterator[Path]:
     from parameter_ordering import figures
 
     figures.style()
-    drawings = {"loss": figures.loss_figure}
-    if {"covariance", "random"} <= set(data["order"].values.tolist()):
-        drawings["alpha"] = figures.alpha_figure
-    for name, draw in drawings.items():
+    orders = data["order"].values.tolist()
+    drawn = {"loss": figures.loss_figure(data, orders)}
+    if {"covariance", "random"} <= set(orders):
+        drawn["alpha"] = figures.alpha_figure(data)
+    for name, figure in drawn.items():
         file = path.with_name(f"{path.stem}-{name}.png")
         with replacing(file) as part:
-            draw(data).savefig(part, format="png")
+            figure.savefig(part, format="png")
         yield file
 
 

@@ -17,6 +17,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from papermill import PapermillExecutionError, execute_notebook
+from traitlets import default
 
 from parameter_ordering.book.chapters import RECORD
 from parameter_ordering.files import replacing
@@ -27,6 +28,10 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 class _ThisInterpreter(AsyncKernelManager):
     """Starts this very interpreter, whatever a kernel named ``python3`` is on this machine."""
+
+    @default("transport_encryption")
+    def _encrypt_if_possible(self) -> str:
+        return "auto"  # by default there is none, and each kernel warns of that
 
     @property
     def kernel_spec(self) -> KernelSpec:
