@@ -86,7 +86,7 @@ class MNIST(Experiment):
     """Classification of digits with a perceptron 784-10-10, p = 7960.
 
     Attributes:
-        source: "subset", 5,000 digits that come with the project, or "full".
+        mnist_source: "subset", 5,000 digits that come with the project, or "full".
         hidden: width of the hidden layer.
     """
 
@@ -94,12 +94,12 @@ class MNIST(Experiment):
     t0: int = 300
     iterations: int = 700
     horizon: int = 3000
-    source: str = "subset"
+    mnist_source: str = "subset"
     hidden: int = 10
     loss = staticmethod(models.cross_entropy)
 
     def data(self) -> data.Data:
-        return data.mnist(self.source, data_seed=self.data_seed)
+        return data.mnist(self.mnist_source, data_seed=self.data_seed)
 
     def build(self) -> nn.Module:
         return models.perceptron(784, self.hidden, 10)

@@ -165,3 +165,25 @@ def _region(region: Region) -> str:
     if low == -np.inf:
         return f"below {high:g}"
     return f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
+
+
+def correlations(table: pd.DataFrame) -> Styler:
+    """The rank correlations of :func:`sensitivity`, one row for each setting and value."""
+    places = list(dict.fromkeys(zip(table.setting, table.value, strict=True)))
+    wide = table.pivot(index=["setting", "value"], columns="experiment", values="correlation")
+    wide = wide.reindex(places)[list(table.experiment.unique())]
+    return wide.style.format("{:.2f}", na_rep="")
+
+
+def flips(table: pd.DataFrame) -> Styler:
+    """Where the proposed order is better than random at one value of a setting, worse at another.
+
+    Both intervals are clear of 1.
+    """
+    found = []
+    for (experiment, setting), rows in table.groupby(["experiment", "setting"], sort=False):
+        better, worse = rows[rows.random_high < 1].value, rows[rows.random_low > 1].value
+        if len(better) and len(worse):
+            found.append((experiment, setting, ", ".join(better), ", ".join(worse)))
+    frame = pd.DataFrame(found, columns=["experiment", "setting", "better at", "worse at"])
+    return frame.style.hide()
