@@ -136,7 +136,7 @@ class FreeCoordinates(FrozenPart):
         """Moments of the shape of ``p`` again, zero in the frozen part."""
         for name in _MOMENTS:
             if name in state:
-                whole = torch.zeros_like(p, requires_grad=False)
+                whole = torch.zeros_like(p)
                 self._put_back_(whole, state[name])
                 state[name] = whole
 
