@@ -147,7 +147,7 @@ def freeze_and_train(
     for name, w in model.named_parameters():
         limits = torch.tensor(k, device=w.device).view(1, -1, *[1] * (w.ndim - ENSEMBLE_DIMS))
         mask[name] = torch.cat([each[name] <= limits for each in ranks], dim=1)
-    freeze(optimizer, mask)
+    freeze(optimizer, mask, in_backward=False)
     for _ in range(iterations):
         x, y = next(minibatches)
         optimizer.zero_grad()
