@@ -11,8 +11,8 @@ order should see. In :math:`C_{jj} = 4 (|d|^2 + \sigma^2) + 4 d_j^2` it is one p
 what all coordinates share. In the uncentred moment of the minibatch gradient,
 :math:`E\,g_{S,j}^2 = C_{jj} / S + 4 d_j^2`, averaging over S objects has removed most of that.
 
-Everything is for one coordinate j at a time and for a w that stands still. Arrays are of float64
-and hold one value for each coordinate.
+Everything is for a w that stands still. Arrays are of float64, with one value for each coordinate
+(n,) or for each pair of them (n, n).
 """
 
 from typing import NamedTuple
@@ -21,22 +21,23 @@ import numpy as np
 
 
 class Cumulants(NamedTuple):
-    """Cumulants of the gradient at one object, each of shape (n,).
+    r"""Joint cumulants of two components j, k of the gradient at one object.
 
-    For a Gaussian gradient ``third`` and ``fourth`` are 0.
+    ``mean`` (n,); ``covariance``, ``third`` :math:`\kappa_{jjk}` and ``fourth``
+    :math:`\kappa_{jjkk}` (n, n). For a Gaussian gradient the last two are 0.
     """
 
     mean: np.ndarray
-    variance: np.ndarray
+    covariance: np.ndarray
     third: np.ndarray
     fourth: np.ndarray
 
 
 class Estimator(NamedTuple):
-    """What an estimate from one minibatch has for mean and variance, each of shape (n,)."""
+    """What an estimate from one minibatch has for mean (n,) and covariance (n, n)."""
 
     mean: np.ndarray
-    variance: np.ndarray
+    covariance: np.ndarray
 
 
 def gradient_covariance(d: np.ndarray, sigma: float) -> np.ndarray:
@@ -55,66 +56,73 @@ def gradient_covariance(d: np.ndarray, sigma: float) -> np.ndarray:
 def gradient_cumulants(d: np.ndarray, sigma: float) -> Cumulants:
     r"""Cumulants of the gradient at one object, exactly.
 
-    :math:`g_j = 2 (d_j a^2 + \tau a b)` with :math:`a = x_j`, :math:`b` independent and standard
-    normal, and :math:`\tau^2 = |d|^2 - d_j^2 + \sigma^2`: a quadratic form of a matrix A with trace
-    :math:`2 d_j` and determinant :math:`-\tau^2`. Its cumulants are
-    :math:`2^{m-1} (m-1)!\, \mathrm{tr} A^m`.
+    :math:`g_j = z^T A_j z` with the standard normal :math:`z = (x, \varepsilon / \sigma)`,
+    :math:`A_j = e_j v^T + v e_j^T` and :math:`v = (d, -\sigma)`. Joint cumulants of m quadratic
+    forms are :math:`2^{m-1}` times the sum of :math:`\mathrm{tr}\, A_{j_1} \cdots A_{j_m}` over the
+    (m - 1)! orders in a circle. With :math:`q = |d|^2 + \sigma^2`
+
+    .. math::
+        \kappa_{jjk} &= 16 (d_j^2 + q) d_k + 32\, q\, d_j \delta_{jk}, \\
+        \kappa_{jjkk} &= 96\, d_j^2 d_k^2 + 96\, q (d_j^2 + d_k^2) + 32\, q^2
+        + (384\, q\, d_j^2 + 64\, q^2) \delta_{jk}.
     """
-    tau2 = d @ d - d**2 + sigma**2
-    square = 4 * d**2 + 2 * tau2
-    cube = 8 * d**3 + 6 * d * tau2
-    fourth_power = 16 * d**4 + 16 * d**2 * tau2 + 2 * tau2**2
-    return Cumulants(2 * d, 2 * square, 8 * cube, 48 * fourth_power)
+    q, square, same = d @ d + sigma**2, d**2, np.eye(len(d))
+    third = 16 * np.outer(square + q, d) + 32 * q * d * same
+    fourth = 96 * (np.outer(square, square) + q * np.add.outer(square, square)) + 32 * q**2
+    fourth += (384 * q * square + 64 * q**2) * same
+    return Cumulants(2 * d, gradient_covariance(d, sigma), third, fourth)
 
 
 def first_sample(c: Cumulants, S: int) -> Estimator:
     r"""The paper's estimate :math:`(g_1 - g_S)^2`, (2.6).
 
-    Mean :math:`(1 - 1/S)\, C_{jj}`; variance
-    :math:`2 (1 - 1/S)^2 C_{jj}^2 + \bigl((1 - 1/S)^4 + (S - 1) / S^4\bigr) \kappa_4`.
+    Mean :math:`(1 - 1/S)\, C_{jj}`; covariance
+    :math:`2 (1 - 1/S)^2 C_{jk}^2 + \bigl((1 - 1/S)^4 + (S - 1) / S^4\bigr) \kappa_{jjkk}`.
     """
     share = 1 - 1 / S
     heavy = (share**4 + (S - 1) / S**4) * c.fourth
-    return Estimator(share * c.variance, 2 * (share * c.variance) ** 2 + heavy)
+    return Estimator(share * c.covariance.diagonal(), 2 * (share * c.covariance) ** 2 + heavy)
 
 
 def all_samples(c: Cumulants, S: int) -> Estimator:
     r"""The estimate :math:`\frac{1}{S} \sum_i (g_i - g_S)^2` from all objects of the minibatch.
 
-    Mean :math:`(1 - 1/S)\, C_{jj}`, as :func:`first_sample`; variance
-    :math:`(1 - 1/S)^2 \bigl(2 C_{jj}^2 / (S - 1) + \kappa_4 / S\bigr)`, for a Gaussian gradient
-    S - 1 times less.
+    Mean :math:`(1 - 1/S)\, C_{jj}`, as :func:`first_sample`; covariance
+    :math:`(1 - 1/S)^2 \bigl(2 C_{jk}^2 / (S - 1) + \kappa_{jjkk} / S\bigr)`, for a Gaussian
+    gradient S - 1 times less.
     """
     share = 1 - 1 / S
-    noise = 2 * c.variance**2 / (S - 1) + c.fourth / S
-    return Estimator(share * c.variance, share**2 * noise)
+    noise = 2 * c.covariance**2 / (S - 1) + c.fourth / S
+    return Estimator(share * c.covariance.diagonal(), share**2 * noise)
 
 
 def uncentred(c: Cumulants, S: int) -> Estimator:
     r"""The squared minibatch gradient :math:`g_S^2`, which Adam averages in :math:`v_t`.
 
-    Mean :math:`V + \mu^2` with :math:`V = C_{jj} / S` and :math:`\mu = E g_j`; variance
-    :math:`2 V^2 + 4 \mu^2 V + 4 \mu \kappa_3 / S^2 + \kappa_4 / S^3`. The square of a gradient
-    averaged over T iterations is the same with S T objects.
+    Mean :math:`V_{jj} + \mu_j^2` with :math:`V = C / S` and :math:`\mu = E g`; covariance
+    :math:`2 V_{jk}^2 + 4 \mu_j \mu_k V_{jk} + 2 (\mu_k \kappa_{jjk} + \mu_j \kappa_{kkj}) / S^2
+    + \kappa_{jjkk} / S^3`. The square of a gradient averaged over T iterations is the same with S T
+    objects.
     """
-    V = c.variance / S
-    noise = 2 * V**2 + 4 * c.mean**2 * V + 4 * c.mean * c.third / S**2 + c.fourth / S**3
-    return Estimator(V + c.mean**2, noise)
+    V, third = c.covariance / S, c.mean * c.third / S**2
+    noise = 2 * V**2 + 4 * np.outer(c.mean, c.mean) * V + 2 * (third + third.T) + c.fourth / S**3
+    return Estimator(V.diagonal() + c.mean**2, noise)
 
 
 def reliability(estimator: Estimator, iterations: float) -> float:
     r"""How alike two runs see the coordinates, after averaging over ``iterations``.
 
     The squared correlation, over coordinates, of the average with its mean, and so the correlation
-    of two independent averages: signal / (signal + noise / T) with the variance of the mean over
-    coordinates for signal and the mean of the variance for noise. All three means are affine in
-    :math:`d_j^2`, so this also is the squared correlation with :math:`d_j^2`.
+    of two independent averages: signal / (signal + noise / T). The signal is the variance of the
+    mean over coordinates; the noise is the variance less the covariance of two coordinates, since
+    an error that all share changes no order. All three means are affine in :math:`d_j^2`, so this
+    also is the squared correlation with :math:`d_j^2`.
 
     >>> c = gradient_cumulants(np.linspace(0, 1, 200), sigma=1.0)
     >>> [round(reliability(f(c, S=32), 2000), 2) for f in (first_sample, all_samples, uncentred)]
-    [0.0, 0.13, 0.93]
+    [0.01, 0.17, 0.94]
     """
-    signal, noise = estimator.mean.var(), estimator.variance.mean()
+    signal, noise = _signal_and_noise(estimator)
     return float(signal / (signal + noise / iterations))
 
 
@@ -122,11 +130,17 @@ def iterations_to_see(estimator: Estimator, target: float = 0.5) -> float:
     r"""Iterations after which :func:`reliability` is ``target``: noise / signal times odds of it.
 
     For n coordinates :math:`d_j \sim N(0, s^2)` with :math:`\sigma^2 \ll |d|^2` and target 1/2
-    these are about :math:`4 n^2` for the first sample, :math:`4 n^2 / S` for all samples, and
-    :math:`(n/S)^2 + 2 n/S + 3 n^2/S^3` for the uncentred moment.
+    these are about :math:`3 n^2` for the first sample, :math:`3 n^2 / S` for all samples, and
+    :math:`(n/S)^2 + 2 n/S + 2 n^2/S^3` for the uncentred moment.
     """
-    noise, signal = estimator.variance.mean(), estimator.mean.var()
+    signal, noise = _signal_and_noise(estimator)
     return float(noise / signal * target / (1 - target))
+
+
+def _signal_and_noise(estimator: Estimator) -> tuple[float, float]:
+    """Variance over coordinates of what is estimated, and of the error of one minibatch."""
+    error = estimator.covariance
+    return estimator.mean.var(), error.diagonal().mean() - error.mean()
 
 
 def effective_iterations(beta: float, t: int) -> float:
