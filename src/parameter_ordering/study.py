@@ -39,26 +39,31 @@ def shared(experiment: Experiment) -> Experiment:
     return experiment.replace(shared_weights=True, orders=PAIR)
 
 
-def one_data_set() -> Cases:
-    """As in the paper: 25 runs on one data set, by experiment and t0, "early" or "rule"."""
+def one_data_set(**settings) -> Cases:
+    """As in the paper: 25 runs on one data set, by experiment and t0, "early" or "rule".
+
+    Args:
+        settings: of all experiments, where they are not to be the book's.
+    """
     cases = {}
     for name in NAMES:
-        experiment = getattr(experiments, name)()
+        experiment = getattr(experiments, name)(**settings)
         cases[name, "early"] = results(experiment)
         cases[name, "rule"] = results(late(experiment))
     for name, widths in NARROW_AND_WIDE.items():
-        nets = [getattr(experiments, name)(hidden=h, orders=PAIR, grid=11) for h in widths]
+        pair = {"orders": PAIR, "grid": 11} | settings
+        nets = [getattr(experiments, name)(hidden=hidden, **pair) for hidden in widths]
         for t0, variant in (("early", lambda net: net), ("rule", lambda net: late(net, PAIR))):
             cases[f"{name}_width", t0] = _side_by_side(nets, widths, variant)
     cases["mnist_cost", "early"] = results(StepCost())
     return cases
 
 
-def new_data() -> Cases:
+def new_data(**settings) -> Cases:
     """Beyond the paper: 25 runs on new seeds, each with a data set or split of its own."""
     cases = {}
     for name in NAMES:
-        experiment = getattr(experiments, name)()
+        experiment = getattr(experiments, name)(**settings)
         fresh = {"own_data": True, "seed": 1, "data_seed": 1}
         early = experiment.replace(orders=(*PAIR, "covariance_descending"), **fresh)
         cases[name, "early"] = results(early)
@@ -66,11 +71,11 @@ def new_data() -> Cases:
     return cases
 
 
-def varied() -> Iterator[tuple[str, str, object, Experiment]]:
+def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
     """Experiment, setting, value, and the experiment with that value; ten runs, few k."""
-    orders = (*PAIR, "random_within_tensors")
+    few = {"runs": 10, "grid": 6, "orders": (*PAIR, "random_within_tensors")} | settings
     for name in NAMES:
-        base = getattr(experiments, name)(runs=10, grid=6, orders=orders)
+        base = getattr(experiments, name)(**few)
         for setting, values in VARIED.items():
             if not hasattr(base, setting):
                 continue

@@ -1,0 +1,45 @@
+"""The parameters cells of the experiment chapters are the defaults of the experiments."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import papermill
+import pytest
+
+from parameter_ordering import experiments
+from parameter_ordering.experiment import Experiment
+
+CHAPTERS = sorted((Path(__file__).parents[1] / "chapters" / "experiments").glob("*.ipynb"))
+
+
+def defaults(chapter: Path) -> dict:
+    inspected = papermill.inspect_notebook(str(chapter))
+    return {name: eval(entry["default"]) for name, entry in inspected.items()}
+
+
+def test_there_are_five_chapters():
+    assert len(CHAPTERS) == 5
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_runs_the_settings_of_its_experiment(chapter):
+    experiment = getattr(experiments, chapter.stem)()
+    assert isinstance(experiment, Experiment)
+    given = defaults(chapter)
+    assert given == {name: getattr(experiment, name) for name in given}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_offers_every_setting_but_those_that_make_its_variants(chapter):
+    own = {"orders", "shared_weights", "own_data", "kappa", "shard", "device"}
+    experiment = getattr(experiments, chapter.stem)()
+    assert set(defaults(chapter)) == {field.name for field in fields(experiment)} - own
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_every_parameter_reaches_the_experiment(chapter):
+    cells = json.loads(chapter.read_text())["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    for name in defaults(chapter):
+        assert f"{name}={name}" in code
