@@ -3,10 +3,11 @@
 For a linear layer g_i = d_i a_i^T, with the input a_i and the output gradient d_i of sample i. Each
 class here gives what the covariance (2.6) needs of the g_i, without building more than a few.
 
-Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs, n inputs.
+Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs, n inputs. Output
+gradients d are those of the loss of the minibatch, times ``scale`` those of a sample's own loss.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 
 import torch
@@ -14,62 +15,82 @@ from torch import Tensor
 
 
 class Rows:
-    """The S gradients as they are: (*E, S, *shape), the sample axis at `dim`."""
+    """g_i = scale * g[i]: g (*E, S, *shape), the sample axis at ``dim``."""
 
-    def __init__(self, g: Tensor, dim: int = 0):
-        self.g, self.dim = g, dim
+    def __init__(self, g: Tensor, dim: int = 0, scale: float = 1):
+        self.g, self.dim, self.scale = g, dim, scale
 
     def rows(self) -> Tensor:
         """All g_i: (*E, S, *shape)."""
-        return self.g
+        return self.scale * self.g
 
     def first(self) -> Tensor:
         """g_1: (*E, *shape)."""
-        return self.g.select(self.dim, 0)
+        return self.scale * self.g.select(self.dim, 0)
 
     def total(self) -> Tensor:
         """The sum of the g_i: (*E, *shape)."""
-        return self.g.sum(self.dim)
+        return self.scale * self.g.sum(self.dim)
 
     def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
         """C <- beta C + alpha (g_1 - g_S)^2, in place."""
-        r = self.first() - g_S
+        r = torch.sub(g_S, self.g.select(self.dim, 0), alpha=self.scale)
         C.mul_(beta).addcmul_(r, r, value=alpha)
 
     def add_all_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
         """C <- beta C + alpha mean_i (g_i - g_S)^2, in place."""
+        r = torch.sub(g_S.unsqueeze(self.dim), self.g, alpha=self.scale)
+        C.mul_(beta).add_(r.square_().sum(self.dim), alpha=alpha / r.shape[self.dim])
+
+
+class Factors(Rows):
+    """Factors of the g_i: these are squared and added up first, then g_S^2 is subtracted."""
+
+    dim = 0
+
+    def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
+        r = self.first() - g_S
+        C.mul_(beta).addcmul_(r, r, value=alpha)
+
+    def add_all_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
         self._add_squares_(C, beta, alpha)
         C.addcmul_(g_S, g_S, value=-alpha)
 
     def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
-        C.mul_(beta).add_(self.g.square().mean(self.dim), alpha=alpha)
+        """C <- beta C + alpha mean_i g_i^2, in place."""
+        raise NotImplementedError
 
 
-class Outer(Rows):
-    """g_i = d_i a_i^T: d (*E, S, m), a (*E, S, n)."""
+class Outer(Factors):
+    """g_i = scale d_i a_i^T: d (*E, S, m), a (*E, S, n)."""
 
-    def __init__(self, d: Tensor, a: Tensor):
-        self.d, self.a = d, a
+    def __init__(self, d: Tensor, a: Tensor, scale: float):
+        self.d, self.a, self.scale = d, a, scale
 
     def rows(self) -> Tensor:
-        return self.d.unsqueeze(-1) * self.a.unsqueeze(-2)
+        return self.scale * self.d.unsqueeze(-1) * self.a.unsqueeze(-2)
 
     def first(self) -> Tensor:
-        return self.d[..., 0, :, None] * self.a[..., 0, None, :]
+        d, a = self._first()
+        return self.scale * d * a
 
     def total(self) -> Tensor:
-        return self.d.mT @ self.a
+        return self.scale * (self.d.mT @ self.a)
 
     def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
-        d, a = self.d[..., 0, :, None], self.a[..., 0, None, :]
-        for c, g, d_1 in _row_blocks(C, g_S, d):
-            r = torch.addcmul(g, d_1, a, value=-1)
+        d, a = self._first()
+        for c, g, column in _row_blocks(C, g_S, d):
+            r = torch.addcmul(g, column, a, value=-self.scale)
             c.mul_(beta).addcmul_(r, r, value=alpha)
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """d_1 as a column, a_1 as a row."""
+        return self.d.select(-2, 0).unsqueeze(-1), self.a.select(-2, 0).unsqueeze(-2)
 
     def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
         # The mean over i of (d_i a_i^T)^2 is a product of squares, and BLAS adds it to C.
         d, a = self.d.square(), self.a.square()
-        alpha = alpha / d.shape[-2]
+        alpha *= self.scale**2 / d.shape[-2]
         if C.dim() == 2:
             C.addmm_(d.mT, a, beta=beta, alpha=alpha)
         else:
@@ -77,47 +98,48 @@ class Outer(Rows):
             C.flatten(0, -3).baddbmm_(d.flatten(0, -3).mT, a, beta=beta, alpha=alpha)
 
 
-class OuterSum(Rows):
-    """g_i = sum_t d_it a_it^T: d (S, *groups, m, T), `unfold(x)` (S, *groups, n, T)."""
+class OuterSum(Factors):
+    """g_i = scale sum_t d_it a_it^T: d (S, *groups, m, T), a = unfold(x) (S, *groups, n, T)."""
 
-    dim = 0
-
-    def __init__(self, d: Tensor, x: Tensor, shape: torch.Size, unfold: Callable | None = None):
-        self.d, self.x, self.shape = d, x, shape
+    def __init__(
+        self, d: Tensor, x: Tensor, scale: float, shape: torch.Size, unfold: Callable | None = None
+    ):
+        self.d, self.x, self.scale, self.shape = d, x, scale, shape
         self.unfold = unfold or (lambda x: x)
 
-    def _chunks(self):
-        """The g_i, as many at a time as stay in the cache."""
-        step = max(1, _block(self.d) // max(prod(self.shape), self.x[0].numel()))
-        for d, x in zip(self.d.split(step), self.x.split(step), strict=True):
-            yield (d @ self.unfold(x).mT).view(-1, *self.shape)
+    def _chunk(self, d: Tensor, x: Tensor) -> Tensor:
+        return (d @ self.unfold(x).mT).view(-1, *self.shape)
+
+    def _chunks(self) -> Iterator[Tensor]:
+        """The g_i / scale, as many at a time as stay in the cache."""
+        m, T = self.d.shape[-2:]
+        step = max(1, _block(self.d) // (prod(self.shape) // m * max(m, T)))
+        return map(self._chunk, self.d.split(step), self.x.split(step))
 
     def rows(self) -> Tensor:
-        return torch.cat(list(self._chunks()))
+        return self.scale * torch.cat(list(self._chunks()))
 
     def first(self) -> Tensor:
-        return (self.d[0] @ self.unfold(self.x[:1])[0].mT).view(self.shape)
+        return self.scale * self._chunk(self.d[:1], self.x[:1])[0]
 
     def total(self) -> Tensor:
-        return sum(g.sum(0) for g in self._chunks())
+        return self.scale * sum(g.sum(0) for g in self._chunks())
 
     def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
         C.mul_(beta)
         for g in self._chunks():
-            C.add_(g.square_().sum(0), alpha=alpha / len(self.d))
+            C.add_(g.square_().sum(0), alpha=alpha * self.scale**2 / len(self.d))
 
 
-class Lookup(Rows):
-    """g_i = the sum over t of d_it in row index_it: index (S, T), d (S, T, n)."""
+class Lookup(Factors):
+    """g_i = scale sum_t d_it in row index_it: index (S, T), d (S, T, n)."""
 
-    dim = 0
-
-    def __init__(self, index: Tensor, d: Tensor, shape: torch.Size):
-        self.index, self.d, self.shape = index, d, shape
+    def __init__(self, index: Tensor, d: Tensor, scale: float, shape: torch.Size):
+        self.index, self.d, self.scale, self.shape = index, d, scale, shape
 
     def _scatter(self, index: Tensor, d: Tensor, length: int) -> Tensor:
         out = d.new_zeros(length, d.shape[-1])
-        return out.index_add_(0, index.flatten(), d.flatten(0, -2))
+        return out.index_add_(0, index.flatten(), d.flatten(0, -2), alpha=self.scale)
 
     def _keys(self) -> Tensor:
         """Sample and row as one number: what two positions of a sample look up must be added."""

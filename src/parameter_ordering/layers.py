@@ -45,98 +45,99 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Call]
 
 
 def owned(model: nn.Module, parameters: dict[str, Tensor]) -> dict[nn.Module, dict[str, str]]:
-    """Layers of `FACTORS` with those parameters that they alone own: local name to name."""
-    own = {m: dict(m.named_parameters(recurse=False)) for m in model.modules()}
-    owners = Counter(id(p) for of in own.values() for p in of.values())
-    names = {id(p): name for name, p in parameters.items() if owners[id(p)] == 1}
+    """Layers that have a rule, with the parameters that each alone owns: local name to name."""
+    own = {layer: dict(layer.named_parameters(recurse=False)) for layer in model.modules()}
+    owners = Counter(id(w) for each in own.values() for w in each.values())
+    names = {id(w): name for name, w in parameters.items() if owners[id(w)] == 1}
     layers = {
-        m: {local: names[id(p)] for local, p in of.items() if id(p) in names}
-        for m, of in own.items()
-        if _kind(m)
+        layer: {local: names[id(w)] for local, w in each.items() if id(w) in names}
+        for layer, each in own.items()
+        if _rule(layer)
     }
-    return {m: of for m, of in layers.items() if of}
+    return {layer: each for layer, each in layers.items() if each}
 
 
-def factors(layer: nn.Module, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
+def factors(layer: nn.Module, a: Tensor, d: Tensor, E: int, scale: float) -> dict[str, Rows]:
     """The g_i of the parameters of a layer, by local name, with E axes of an ensemble.
 
-    d is the gradient of the sum of all losses, so that d_i belongs to g_i and not to g_i/S.
+    d is the gradient of the loss, ``scale`` what turns d_i into that of the loss of sample i.
     """
-    return _FACTORS[_kind(layer)](layer, a, d, E)
+    return _rule(layer)(layer, a, d, E, scale)
 
 
-def _linear(module: nn.Linear, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
+def _linear(layer: nn.Linear, a: Tensor, d: Tensor, E: int, scale: float) -> dict[str, Rows]:
     if a.dim() == E + 2:
-        return {"weight": Outer(d, a), "bias": Rows(d, E)}
+        return {"weight": Outer(d, a, scale), "bias": Rows(d, E, scale)}
     if E:
         return {}
     a, d = a.flatten(1, -2), d.flatten(1, -2)
-    return {"weight": OuterSum(d.mT, a.mT, module.weight.shape), "bias": Rows(d.sum(1))}
+    weight = OuterSum(d.mT, a.mT, scale, layer.weight.shape)
+    return {"weight": weight, "bias": Rows(d.sum(1), 0, scale)}
 
 
-def _conv(module: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-    def twice(setting: tuple, one: int) -> tuple:
-        return (one, *setting) if len(setting) == 1 else setting
+def _conv(
+    layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, E: int, scale: float
+) -> dict[str, Rows]:
+    def twice(setting: tuple) -> tuple:
+        return (1, *setting) if len(setting) == 1 else setting
 
-    pad = module._reversed_padding_repeated_twice  # the one place where "same" is a number
+    pad = layer._reversed_padding_repeated_twice  # the one place where "same" is a number
     if any(pad):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         a = F.pad(a, pad, mode=mode)
     if a.dim() == 3:
         a = a.unsqueeze(2)
-    kernel, stride = twice(module.kernel_size, 1), twice(module.stride, 1)
-    dilation = twice(module.dilation, 1)
+    kernel, stride, dilation = map(twice, (layer.kernel_size, layer.stride, layer.dilation))
 
     def unfold(x: Tensor) -> Tensor:
         columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
-        return columns.unflatten(1, (module.groups, -1))
+        return columns.unflatten(1, (layer.groups, -1))
 
     d = d.flatten(2)
-    groups = d.unflatten(1, (module.groups, -1))
-    return {
-        "weight": OuterSum(groups, a, module.weight.shape, unfold),
-        "bias": Rows(d.sum(2)),
-    }
+    groups = d.unflatten(1, (layer.groups, -1))
+    weight = OuterSum(groups, a, scale, layer.weight.shape, unfold)
+    return {"weight": weight, "bias": Rows(d.sum(2), 0, scale)}
 
 
-def _embedding(module: nn.Embedding, index: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-    if module.padding_idx is not None:
-        d = d.masked_fill((index == module.padding_idx).unsqueeze(-1), 0)
+def _embedding(
+    layer: nn.Embedding, index: Tensor, d: Tensor, E: int, scale: float
+) -> dict[str, Rows]:
+    if layer.padding_idx is not None:
+        d = d.masked_fill((index == layer.padding_idx).unsqueeze(-1), 0)
     index, d = index.reshape(len(d), -1), d.reshape(len(d), -1, d.shape[-1])
-    return {"weight": Lookup(index, d, module.weight.shape)}
+    return {"weight": Lookup(index, d, scale, layer.weight.shape)}
 
 
-def _trailing(normalise: Callable) -> Callable:
-    """Norms whose weight has the shape of the last axes of the input."""
+def _norm(normalised: Callable, positions: Callable) -> Callable:
+    """The rule of a layer that gives weight * normalised(layer, a) + bias at every position."""
 
-    def factors(module, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
-        between = tuple(range(1, d.dim() - len(module.normalized_shape)))
-        total = (lambda g: g.sum(between)) if between else (lambda g: g)
-        return {"weight": Rows(total(d * normalise(module, a))), "bias": Rows(total(d))}
-
-    return factors
-
-
-def _channels(normalise: Callable) -> Callable:
-    """Norms with one weight a channel, the second axis of the input."""
-
-    def factors(module, a: Tensor, d: Tensor, E: int) -> dict[str, Rows]:
+    def rule(layer: nn.Module, a: Tensor, d: Tensor, E: int, scale: float) -> dict[str, Rows]:
         def total(g: Tensor) -> Tensor:
-            return g.flatten(2).sum(2) if g.dim() > 2 else g
+            axes = positions(layer, g)
+            return g.sum(axes) if axes else g
 
-        return {"weight": Rows(total(d * normalise(module, a))), "bias": Rows(total(d))}
+        weight = Rows(total(d * normalised(layer, a)), 0, scale)
+        return {"weight": weight, "bias": Rows(total(d), 0, scale)}
 
-    return factors
+    return rule
 
 
-_layer_norm = _trailing(lambda m, a: F.layer_norm(a, m.normalized_shape, eps=m.eps))
-_rms_norm = _trailing(lambda m, a: F.rms_norm(a, m.normalized_shape, eps=m.eps))
-_group_norm = _channels(lambda m, a: F.group_norm(a, m.num_groups, eps=m.eps))
-_batch_norm = _channels(
-    lambda m, a: F.batch_norm(a, m.running_mean, m.running_var, eps=m.eps)  # refused in training
-)
+def _between(layer: nn.LayerNorm | nn.RMSNorm, g: Tensor) -> tuple[int, ...]:
+    """Positions are all axes between the samples and those of the weight."""
+    return tuple(range(1, g.dim() - len(layer.normalized_shape)))
 
-_FACTORS: dict[type, Callable] = {
+
+def _after(layer: nn.Module, g: Tensor) -> tuple[int, ...]:
+    """Positions are all axes after the channels."""
+    return tuple(range(2, g.dim()))
+
+
+_layer_norm = _norm(lambda m, a: F.layer_norm(a, m.normalized_shape, eps=m.eps), _between)
+_rms_norm = _norm(lambda m, a: F.rms_norm(a, m.normalized_shape, eps=m.eps), _between)
+_group_norm = _norm(lambda m, a: F.group_norm(a, m.num_groups, eps=m.eps), _after)
+_batch_norm = _norm(lambda m, a: F.batch_norm(a, m.running_mean, m.running_var, eps=m.eps), _after)
+
+_RULES: dict[type, Callable] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
@@ -144,11 +145,11 @@ _FACTORS: dict[type, Callable] = {
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
-    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm1d: _batch_norm,  # with running statistics: others are refused
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
 }
 
 
-def _kind(layer: nn.Module) -> type | None:
-    return next((kind for kind in _FACTORS if isinstance(layer, kind)), None)
+def _rule(layer: nn.Module) -> Callable | None:
+    return next((rule for kind, rule in _RULES.items() if isinstance(layer, kind)), None)

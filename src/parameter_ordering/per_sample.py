@@ -70,12 +70,12 @@ class PerSampleGradients:
         Replaces ``.grad`` of all parameters of the model by the gradient of the loss.
         """
         E, S, trial = self.E, x.shape[self.E], self.by_layer is None
-        random, leaf = _random_state(x.device), None
+        random, inputs, leaf = _random_state(x.device), x, None
         if trial and x.is_floating_point():
             leaf = x.detach().requires_grad_()
-            x = leaf.clone()
+            inputs = leaf.clone()
         with recorded(self._layers) as calls, _before_masks(self.parameters) as unmasked:
-            output = self.model(x)
+            output = self.model(inputs)
             loss = loss_fn(output, y)
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
             aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
@@ -103,7 +103,8 @@ class PerSampleGradients:
             else:
                 mapped = partial(self._mapped, loss_fn, x.detach(), y, random)
                 g.update(self._of_all({name: g_S[name] for name in rest}, mapped, alone, S))
-        self.by_layer, self._retain = by_layer, bool(rest)
+        self.by_layer = by_layer
+        self._retain = bool(rest) and (self.first_only or not self._vmap)
         return loss.detach(), g_S, g
 
     def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
@@ -114,14 +115,17 @@ class PerSampleGradients:
 
     def _from_layers(self, calls: dict[nn.Module, Call], S: int) -> dict[str, Rows]:
         """The first way."""
-        gradients, scale = {}, S if self.mean else 1
+        gradients, E, scale = {}, self.E, S if self.mean else 1
+        only_first = self.first_only and self.by_layer is not None  # a trial adds up all of them
         for layer, call in calls.items():
             a, d, names = call.input, call.output_grad, self._layers[layer]
-            if any(t is None or t.dim() <= self.E or t.shape[self.E] != S for t in (a, d)):
+            if any(t is None or t.dim() <= E or t.shape[E] != S for t in (a, d)):
                 continue
+            if only_first:
+                a, d = a.narrow(E, 0, 1), d.narrow(E, 0, 1)
             dtype = self._dtypes[next(iter(names.values()))]
             a = a.to(dtype) if a.is_floating_point() else a
-            g = factors(layer, a, scale * d.to(dtype), self.E)
+            g = factors(layer, a, d.to(dtype), E, scale)
             gradients.update({names[local]: g[local] for local in g.keys() & names.keys()})
         return gradients
 
@@ -174,9 +178,10 @@ class PerSampleGradients:
     ) -> set[str]:
         """The parameters for which the first way gives what it should."""
         g_1 = alone(0, g.keys() & g_S.keys()) if alone and g else {}
+        noise = _noise(g_S, rounding)
 
         def equal(u: Tensor, v: Tensor) -> bool:
-            return bool((u - v).norm() <= rounding * v.norm() + _noise(g_S, rounding))
+            return bool((u - v).norm() <= rounding * v.norm() + noise)
 
         return {
             name
@@ -186,9 +191,10 @@ class PerSampleGradients:
 
     def _check_total(self, g: dict, g_S: dict, S: int, tolerance: float) -> None:
         """That the g_i add up to the gradient, but for a unit that rounding switches on or off."""
+        noise = _noise(g_S, tolerance)
         for name, rows in g.items():
             error = rows.total() / S - g_S[name]
-            if not error.norm() <= tolerance * rows.g.norm() / S + _noise(g_S, tolerance):
+            if not error.norm() <= tolerance * rows.g.norm() / S + noise:
                 raise RuntimeError(
                     f"the gradients of single samples for {name!r} do not add up to that of the "
                     "minibatch: the loss is no mean (with reduction='sum' no sum) over samples, a "
