@@ -154,6 +154,16 @@ def test_pages_keep_their_place_and_notebooks_stay_free_of_outputs(built):
     assert str(built.root) not in page
 
 
+def test_progress_is_dropped_and_warnings_are_kept(built):
+    progress = r"print(f'\r{7 * 11} %', end='\n', file=sys.stderr)"
+    built.write_notebook(
+        "two", ["# Two", f"import sys, warnings\n{progress}\nwarnings.warn('mind')"]
+    )
+    good(built.build())
+    assert "77 %" not in built.html("chapters/two")
+    assert "UserWarning: mind" in built.html("chapters/two")
+
+
 def test_the_running_interpreter_is_the_kernel_whatever_its_name(built):
     code = "import sys\\nprint('runs', sys.executable)"
     built.edit("chapters/two.ipynb", '"name": "python3"', '"name": "no-such-kernel"')

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from filelock import FileLock
 
-from parameter_ordering.book.chapters import RECORD, Chapter, read
+from parameter_ordering.book.chapters import RECORD, Chapter, read, tags
 from parameter_ordering.book.settings import BookError, Settings
 from parameter_ordering.files import lock, sweep
 
@@ -174,11 +174,15 @@ def _environment(settings: Settings, cores: int) -> dict[str, str]:
 
 
 def _longest_first(chapter: Chapter) -> float:
-    """So that no long chapter is left to run alone at the end; the unknown go first."""
+    """So that no long chapter is left to run alone at the end.
+
+    Where none has run yet, those that have parameters, the experiments, go before the others.
+    """
     try:
         record = read(chapter.executed).metadata[RECORD]
         notes = [chapter.settings.results / f"{Path(name).stem}.json" for name in record["results"]]
         trained = [json.loads(note.read_text(encoding="utf-8"))["seconds"] for note in notes]
     except (BookError, KeyError, OSError, ValueError):
-        return -float("inf")
+        takes_parameters = any("parameters" in tags(cell) for cell in chapter.notebook.cells)
+        return -float("inf") if takes_parameters else 0.0
     return -max(record["seconds"], sum(trained))

@@ -107,12 +107,16 @@ def _tidy(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            for output in cell.outputs:
+                if output.output_type == "stream" and output.name == "stderr":
+                    lines = output.text.split("\n")
+                    output.text = "\n".join(line for line in lines if "\r" not in line)
+            cell.outputs = [output for output in cell.outputs if not _is_empty(output)]
 
 
-def _is_progress(output: nbformat.NotebookNode) -> bool:
+def _is_empty(output: nbformat.NotebookNode) -> bool:
     if output.output_type == "stream":
-        return output.name == "stderr" and "\r" in output.text
+        return not output.text.strip()
     return _WIDGET in output.get("data", {})
 
 
