@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from parameter_ordering import factors
 from parameter_ordering.per_sample import PerSampleGradients
 
 S = 6
@@ -122,6 +123,13 @@ def test_layers_go_the_first_way(name):
     check(model, torch.randn(S, *shape), by_layer=[n for n, _ in model.named_parameters()])
 
 
+@pytest.mark.parametrize("name", ["linear", "linear, sequence", "conv1d", "conv2d, depthwise"])
+def test_blocks(name, monkeypatch):
+    """What is done at once in the tests above goes by in many blocks."""
+    monkeypatch.setattr(factors, "_block", lambda like: 8)
+    test_layers_go_the_first_way(name)
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 1}, {"sparse": True}, {"max_norm": 1.0}])
 def test_embedding(shape, options):
@@ -223,6 +231,49 @@ def test_what_no_layer_alone_accounts_for_goes_another_way(kind, by_layer):
     check(kind(), torch.randn(S, 4), by_layer=by_layer)
 
 
+class Gated(Twice):
+    """Uses a weight again, but not for the first sample of `x`."""
+
+    x = torch.tensor([[-1.0], [1.0]]).repeat(S // 2, 4) * torch.rand(S, 4).add(0.1)
+
+    def forward(self, x):
+        return self.c(self.a(x).tanh() + (x[:, :1] > 0) * F.linear(x, self.a.weight))
+
+
+def test_a_weight_used_again_for_other_samples_only():
+    check(Gated(), Gated.x.double(), by_layer={"a.bias", "c.weight", "c.bias"})
+
+
+class Changing(Tied):
+    """Calls a layer again, and one that shares its weight, once it is told to."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.more, self.told = more, False
+
+    def forward(self, x):
+        x = self.a(x).tanh()
+        if self.told and self.more == "again":
+            x = self.a(x)
+        if self.told and self.more == "shared":
+            x = self.b(x)
+        return self.c(x)
+
+
+@pytest.mark.parametrize("more", ["again", "shared"])
+@pytest.mark.parametrize("first_only", [False, True])
+def test_use_that_changes_later(more, first_only):
+    model, x, y = Changing(more), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    for model.told in (False, True, True, False):
+        want = brute_force(model, squared_error, x, y)
+        _, _, g = gradients(squared_error, x, y)
+        for name in g:
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            if not first_only:
+                check_factor(g[name], want[name])
+
+
 def test_samples_on_another_axis_go_another_way():
     check(Transposed(), torch.randn(S, S, 3), by_layer={"c.weight", "c.bias"})
 
@@ -295,10 +346,11 @@ def test_random_layers_keep_the_masks_of_the_batch(noise, first_only):
                 check_factor(g[name], torch.stack(want[name]))
 
 
-def test_parameters_that_stop_training_and_that_are_used_by_chance():
+def test_parameters_that_stop_training():
     model, x, y = Twice(), torch.randn(S, 4), torch.randn(S)
     gradients = PerSampleGradients(model, dict(model.named_parameters()), True, 0, True)
     gradients(squared_error, x, y)
+    model.a.weight.register_post_accumulate_grad_hook(lambda w: None)
     model.a.requires_grad_(False)
     model.c.bias.requires_grad_(False)
     _, _, g = gradients(squared_error, x, y)

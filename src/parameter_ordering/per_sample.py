@@ -87,7 +87,7 @@ class PerSampleGradients:
         g_S = {
             name: self._mean(name, unmasked.get(name, w.grad), S)
             for name, w in self.parameters.items()
-            if w.requires_grad and w.grad is not None
+            if w.grad is not None
         }
         alone = partial(self._alone, loss_fn, output, y) if aligned and self._retain else None
         g = self._from_layers(once, S)
