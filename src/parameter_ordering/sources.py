@@ -10,6 +10,7 @@ import hashlib
 import platform
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -19,6 +20,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
+_STARTED = time.time()
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 
 
@@ -33,6 +35,22 @@ def dependencies(code: str, *, docstrings: bool = True) -> dict[str, dict[str, s
     imports = Imports()
     imports.follow_code(code)
     return imports.described(docstrings=docstrings)
+
+
+def refuse_edited(code: str) -> None:
+    """Make sure that this process runs what ``code`` imports as it is on disk.
+
+    Raises:
+        RuntimeError: a source of the project was edited after this process began.
+    """
+    imports = Imports()
+    imports.follow_code(code)
+    for name, path in imports.modules.items():
+        if path.stat().st_mtime > _STARTED:
+            raise RuntimeError(
+                f"{name} was edited after this process began, so what would run is not what is "
+                "on disk. Restart the kernel or worker, then run again."
+            )
 
 
 class Imports:

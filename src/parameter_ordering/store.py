@@ -4,14 +4,18 @@ A result is an `xarray.Dataset`, written as NetCDF to ``<name>-<key>.nc``. Besid
 ``<name>-<key>.json`` says what the key stands for, where the result came about, how long it took,
 and the checksum that every later reading is held against. ``key`` is a hash of the inputs:
 settings, sources, versions, data. So a changed input is a new file, and an old one is never taken
-for it.
+for it. Experiments that are trained in shards of runs have these kept as they are finished, in
+``shards/``: what is interrupted goes on from there, and more runs need only what is new.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,9 @@ import xarray as xr
 
 from parameter_ordering.files import lock, replacing, sha256, sweep, write_text
 from parameter_ordering.origin import origin
-from parameter_ordering.sources import Imports, dependencies
+from parameter_ordering.sources import dependencies, refuse_edited
 
-_STARTED = time.time()
+_computing: ContextVar[bool] = ContextVar("computing", default=True)
 
 
 class Store:
@@ -50,7 +54,11 @@ class Store:
         return self.root / f"{name}-{key(inputs)}.nc"
 
     def get(
-        self, name: str, inputs: Mapping[str, Any], compute: Callable[[], xr.Dataset]
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        compute: Callable[[], xr.Dataset],
+        earlier: Callable[[], float] = lambda: 0.0,
     ) -> xr.Dataset:
         """The dataset of these inputs, computed if it is not there or its file is damaged.
 
@@ -61,16 +69,46 @@ class Store:
             name: begins the file's name.
             inputs: all that the dataset depends on; anything that JSON can hold.
             compute: gives the dataset.
+            earlier: how many seconds an interrupted run of ``compute`` had taken for what it kept.
+
+        Raises:
+            LookupError: it is not there, and inside :func:`only_stored`.
         """
         path = self.path(name, inputs)
         with lock(self.root / ".locks" / path.stem):
             if not _is_whole(path):
+                if not _computing.get():
+                    raise LookupError(f"there are no stored results {path.name}")
                 sweep(self.root, f"{path.stem}.*")
                 began = time.perf_counter()
                 dataset = compute()
-                _write(path, dataset, inputs, time.perf_counter() - began)
+                _write(path, dataset, inputs, time.perf_counter() - began + earlier())
             _note_use(path)
             return xr.load_dataset(path, engine="h5netcdf")
+
+    def find(self, name: str, inputs: Mapping[str, Any]) -> xr.Dataset | None:
+        """The dataset of these inputs if it is there and whole; a build takes no note of it."""
+        path = self.path(name, inputs)
+        return xr.load_dataset(path, engine="h5netcdf") if _is_whole(path) else None
+
+    def keep(
+        self, name: str, inputs: Mapping[str, Any], dataset: xr.Dataset, seconds: float
+    ) -> None:
+        """Write a dataset that took so many seconds; a build takes no note of it."""
+        path = self.path(name, inputs)
+        with lock(self.root / ".locks" / path.stem):
+            sweep(self.root, f"{path.stem}.*")
+            _write(path, dataset, inputs, seconds)
+
+
+@contextmanager
+def only_stored() -> Iterator[None]:
+    """Inside, what is not stored is a LookupError, and nothing is computed."""
+    token = _computing.set(False)
+    try:
+        yield
+    finally:
+        _computing.reset(token)
 
 
 def results(
@@ -82,7 +120,8 @@ def results(
         experiment: a frozen dataclass of settings with a ``name`` and ``data()``.
         method: which of its methods gives the results.
         store: where they are kept.
-        how: passed on to the method; it must not change the results (``progress``, ``jobs``).
+        how: passed on to the method; it must not change the results (``progress``, ``jobs``). A
+            method with an argument ``shards`` is given where to keep them.
 
     Raises:
         RuntimeError: if a source was edited after this process began, so that what would run is
@@ -96,14 +135,46 @@ def results(
         **dependencies(code, docstrings=False),
     }
 
+    store = store or Store()
+    name = experiment.name if method == "run" else f"{experiment.name}-{method}"
+    shards = _Shards(store, name, inputs, code)
+    if "shards" in inspect.signature(getattr(experiment, method)).parameters:
+        how["shards"] = shards
+
     def compute() -> xr.Dataset:
-        _refuse_edited(code)
+        refuse_edited(code)
         dataset = getattr(experiment, method)(**how)
-        _refuse_edited(code)
+        refuse_edited(code)
         return dataset
 
-    name = experiment.name if method == "run" else f"{experiment.name}-{method}"
-    return (store or Store()).get(name, inputs, compute)
+    return store.get(name, inputs, compute, lambda: shards.earlier)
+
+
+class _Shards(MutableMapping[range, xr.Dataset]):
+    """The shards of an experiment by their runs: their key leaves out how many runs there are.
+
+    Attributes:
+        earlier: how many seconds those that were found had taken.
+    """
+
+    def __init__(self, store: Store, name: str, inputs: Mapping[str, Any], code: str) -> None:
+        settings = {n: value for n, value in inputs["settings"].items() if n != "runs"}
+        self._store, self._name, self._code = Store(store.root / "shards"), name, code
+        self._inputs = {**inputs, "settings": settings}
+        self._began = time.perf_counter()
+        self._made: set[range] = set()
+
+    def __getitem__(self, runs: range) -> xr.Dataset:
+        dataset = self._store.find(self._name, self._of(runs))
+        if dataset is None:
+            raise KeyError(runs)
+        return dataset.drop_encoding()
+
+    def __setitem__(self, runs: range, dataset: xr.Dataset) -> None:
+        refuse_edited(self._code)
+        now = time.perf_counter()
+        self._store.keep(self._name, self._of(runs), dataset, now - self._began)
+        self._began = now
 
 
 def key(inputs: Mapping[str, Any]) -> str:
@@ -152,14 +223,3 @@ def _note_use(path: Path) -> None:
     if record:
         with open(record, "a", encoding="utf-8") as file:
             file.write(json.dumps({"result": path.name}) + "\n")
-
-
-def _refuse_edited(code: str) -> None:
-    imports = Imports()
-    imports.follow_code(code)
-    for name, path in imports.modules.items():
-        if path.stat().st_mtime > _STARTED:
-            raise RuntimeError(
-                f"{name} was edited after this process began, so what would run is not what is "
-                "on disk. Restart the kernel, then run again."
-            )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from parameter_ordering.book import provenance
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.book.provenance import folded
 from parameter_ordering.book.settings import Settings
@@ -68,6 +69,13 @@ def test_all_results_where_calls_and_uses_do_not_match(chapter):
     uses = [USES[0], USES[0], *USES[1:]]  # one of the calls stands in a loop
     text = folded(chapter, record(uses), "draw(late)")
     assert all(text.count(f"{name} <") == 1 for name in USES)
+
+
+def test_many_results_are_told_in_a_line_each(chapter, monkeypatch):
+    monkeypatch.setattr(provenance, "_MANY", 2)
+    text = folded(chapter, record(USES), "draw(table)")
+    assert text.count("computed in 12.3 s") == 3
+    assert "Settings:" not in text
 
 
 def test_all_that_a_reader_needs(chapter):

@@ -9,6 +9,8 @@ from typing import Any
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.sources import python
 
+_MANY = 4
+
 
 def folded(chapter: Chapter, record: dict[str, Any], code: str) -> str:
     """MyST for the fold under a figure: how it was drawn, and the results it shows.
@@ -22,8 +24,9 @@ def folded(chapter: Chapter, record: dict[str, Any], code: str) -> str:
     lines = [*_drawing(chapter, record)]
     if not results:  # a result tells its own data
         lines += _files(chapter, record["inputs"]["data"])
+    tell = _result if len(results) <= _MANY else _brief
     for name in results:
-        lines += _result(chapter, name)
+        lines += tell(chapter, name)
     return "\n".join(["````{dropdown} How this figure was made", *lines, "````"])
 
 
@@ -67,13 +70,11 @@ def _files(chapter: Chapter, checksums: dict[str, str]) -> Iterator[str]:
 
 
 def _result(chapter: Chapter, name: str) -> Iterator[str]:
-    path = chapter.settings.results / name
-    note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    link = os.path.relpath(path, chapter.settings.root)
+    note, link = _note(chapter, name)
     inputs = note["inputs"]
     yield f"**{inputs.get('method', name)}**"
     yield ""
-    yield f"- Arrays: {{download}}`{name} </{link}>` (NetCDF, {_size(note['bytes'])})."
+    yield f"- Arrays: {link}."
     yield f"- Computed on {_where(note['origin'])}, in {note['seconds']:.1f} s."
     if "data" in inputs:
         about = note["attributes"].get("data", {}).get("name", "Data")
@@ -82,6 +83,19 @@ def _result(chapter: Chapter, name: str) -> Iterator[str]:
     if settings:
         yield "- Settings: " + ", ".join(f"{key} = {_show(v)}" for key, v in settings.items()) + "."
     yield ""
+
+
+def _brief(chapter: Chapter, name: str) -> Iterator[str]:
+    note, link = _note(chapter, name)
+    yield f"- {link}, computed in {note['seconds']:.1f} s; its attributes hold settings and data."
+
+
+def _note(chapter: Chapter, name: str) -> tuple[dict[str, Any], str]:
+    """What is known of a result, and a link to its arrays."""
+    path = chapter.settings.results / name
+    note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    target = os.path.relpath(path, chapter.settings.root)
+    return note, f"{{download}}`{name} </{target}>` (NetCDF, {_size(note['bytes'])})"
 
 
 def _where(origin: dict[str, Any]) -> str:

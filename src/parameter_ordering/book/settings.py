@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sphinx.errors import SphinxError
 from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
 from parameter_ordering.files import sha256
+from parameter_ordering.strict_yaml import load_yaml
 
 JUPYTER_BOOK = "1.0.4.post1"
 PAPER = "paper"
@@ -60,7 +60,7 @@ class Settings:
     def docnames(self) -> list[str]:
         """All pages of ``_toc.yml``, in its order."""
         toc = self.root / "_toc.yml"
-        load_yaml(toc)
+        _load(toc)
         try:
             site = parse_toc_yaml(toc)
         except (MalformedError, OSError) as error:
@@ -84,7 +84,7 @@ class Settings:
                 chapter that is not there, that it does not have, or of another type.
         """
         check_jupyter_book()
-        load_yaml(self.root / "_config.yml")
+        _load(self.root / "_config.yml")
         if find_spec("ipykernel_launcher") is None:
             raise BookError("there is no kernel to run the chapters with: pip install ipykernel")
         for name in self.docnames:
@@ -111,11 +111,10 @@ class Settings:
         return (self.root / name).is_file()
 
 
-def load_yaml(path: Path) -> Any:
-    """A YAML file; a key that stands twice is an error, not a silent choice of the last."""
+def _load(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
-    except (OSError, yaml.YAMLError) as error:
+        return load_yaml(path)
+    except (OSError, ValueError) as error:
         raise BookError(f"{path}: {error}") from error
 
 
@@ -132,19 +131,8 @@ def check_jupyter_book() -> None:
         )
 
 
-class _Strict(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (at, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", at.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def _profiles(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    profiles = (load_yaml(path) or {}) if path.is_file() else {}
+    profiles = (_load(path) or {}) if path.is_file() else {}
     chapters = profiles.values() if isinstance(profiles, dict) else [None]
     for each in chapters:
         if not isinstance(each, dict) or not all(isinstance(p, dict) for p in each.values()):
