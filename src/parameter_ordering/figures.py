@@ -22,8 +22,8 @@ _LOOK = {
     "covariance_descending": ("printed reading, largest first", 7),
     "zero_variance": ("zero variance first, then random", 4),
     "all_samples": ("variance from all samples", 9),
-    "second_moment": ("second moment", 14),
-    "adam_v": ("Adam's second moment", 16),
+    "second_moment": ("second moment", 16),
+    "adam_v": ("Adam's second moment", 14),
     "mean_gradient": ("mean gradient", 12),
     "signal_to_noise": ("signal to noise", 5),
     "magnitude": ("magnitude", 15),
@@ -31,6 +31,8 @@ _LOOK = {
     "taylor": ("first-order Taylor", 13),
     "obd": ("optimal brain damage", 19),
     "mixture": ("mean gradient and a share of its noise", 10),
+    "fresh_gradient": ("fresh gradient", 6),
+    "fresh_within_tensors": ("random within tensors, as many as fresh gradient", 8),
     "oracle": ("oracle", 17),
 }
 NAMES = {order: name for order, (name, _) in _LOOK.items()}

@@ -78,7 +78,16 @@ def random_shared(trained: Trained) -> Ranks:
 
 def random_within_tensors(trained: Trained) -> Ranks:
     """A random order that freezes as many of each weight matrix as the paper's order at every k."""
-    ranks = by_score(SCORES["covariance"], trained)
+    return _shuffled("covariance", trained)
+
+
+def fresh_within_tensors(trained: Trained) -> Ranks:
+    """The same for the order of ``fresh_gradient``."""
+    return _shuffled("fresh_gradient", trained)
+
+
+def _shuffled(score: str, trained: Trained) -> Ranks:
+    ranks = by_score(SCORES[score], trained)
     return shuffle_within(ranks, trained.own_seeds, ENSEMBLE_DIMS)
 
 
@@ -93,5 +102,6 @@ ORDERS: dict[str, Callable[[Trained], Ranks]] = {
     "random": random,
     "random_shared": random_shared,
     "random_within_tensors": random_within_tensors,
+    "fresh_within_tensors": fresh_within_tensors,
     "covariance_descending": covariance_descending,
 }
