@@ -1,6 +1,6 @@
 """The figures of the book: the paper's two kinds, and those that say what is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from parameter_ordering.growth import mean_growth
 from parameter_ordering.order import mean_frozen
+from parameter_ordering.statistics import Ratio, is_well_above_zero
 
 _PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
 _LOOK = {
@@ -265,6 +267,32 @@ def sensitivity_figure(table: pd.DataFrame) -> Figure:
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
         title="growth in the proposed order, as a ratio to that in the random order",
     )  # fmt: skip
+    return figure
+
+
+def comparison_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
+    """Growth of the test loss of each order as a ratio to random's, one panel for each data set.
+
+    Args:
+        compared: results of experiments with the same orders, ``random`` among them, by name.
+    """
+    figure, axes = plt.subplots(1, len(compared), figsize=(11, 5.5), sharey=True)
+    orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
+    orders = list(dict.fromkeys(orders))
+    for axis, (name, data) in zip(axes, compared.items(), strict=True):
+        growth = mean_growth(data.loss.sel(split="test"))
+        axis.axvline(1, color="0.5", ls=":", lw=1)
+        for place, order in enumerate(orders):
+            theirs = growth.sel(order="random")
+            if order in data.order and is_well_above_zero(theirs):
+                ratio = Ratio(growth.sel(order=order), theirs)
+                error = np.abs(np.array([ratio.interval()]).T - ratio.value)
+                axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=4, color=COLOURS[order])
+        axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
+        axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
+    axes[0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
+    axes[0].invert_yaxis()
+    figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
     return figure
 
 

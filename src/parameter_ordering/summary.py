@@ -1,7 +1,8 @@
 """Tables and numbers that the chapters show."""
 
+import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from pandas.io.formats.style import Styler
 
 from parameter_ordering.claims import Claims, Region
 from parameter_ordering.figures import NAMES
-from parameter_ordering.growth import mean_growth
+from parameter_ordering.growth import freezable, mean_growth
 from parameter_ordering.ledger import Row
+from parameter_ordering.scores import SCORES
 from parameter_ordering.stability import rank_correlations, share_near_one, stability
 from parameter_ordering.statistics import Ratio, is_well_above_zero, mean_difference
 
@@ -187,3 +189,85 @@ def flips(table: pd.DataFrame) -> Styler:
             found.append((experiment, setting, ", ".join(better), ", ".join(worse)))
     frame = pd.DataFrame(found, columns=["experiment", "setting", "better at", "worse at"])
     return frame.style.hide()
+
+
+def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> Styler:
+    """Growth of the test loss as a ratio to another order's, with 95 % intervals over runs.
+
+    One row an order, one column a data set; the smallest ratio of a column is bold, and so is
+    every other whose interval of the paired difference to it contains 0.
+    """
+    table, best = {}, {}
+    for name, data in compared.items():
+        growth = mean_growth(data.loss.sel(split="test"))
+        lowest = str(
+            growth.mean("run").drop_sel(order="oracle", errors="ignore").idxmin("order").item()
+        )
+        for order in data.order.values.tolist():
+            ours, theirs = growth.sel(order=order), growth.sel(order=versus)
+            table.setdefault(order, {})[name] = _ratio(ours, theirs)
+            low, high = mean_difference(ours, growth.sel(order=lowest)).interval()
+            best[order, name] = order == lowest or low <= 0 <= high
+    frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
+    bold = pd.DataFrame(
+        [["font-weight: bold" if best.get((o, n)) else "" for n in frame] for o in frame.index],
+        frame.index,
+        frame.columns,
+    )
+    return frame.style.apply(lambda _: bold, axis=None).format_index(lambda o: NAMES.get(o, o))
+
+
+def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
+    """Share of parameters that can be frozen for a growth of the test loss by 1, 5 and 10 %.
+
+    With 95 % intervals over runs; the row "free" is the share whose gradient never varied.
+    """
+    columns = {}
+    for name, data in compared.items():
+        for tolerance in (0.01, 0.05, 0.1):
+            column = columns.setdefault((name, f"{tolerance:.0%}"), {})
+            for order in orders:
+                estimate = freezable(data.loss.sel(split="test", order=order), tolerance)
+                low, high = estimate.interval()
+                column[NAMES[order]] = (
+                    f"{estimate.value:.0%} ({max(low, 0):.0%}–{min(high, 1):.0%})"
+                )
+            column["free"] = f"{float((data.variance == 0).mean()):.0%}"
+    return pd.DataFrame(columns).T.style
+
+
+def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
+    """Rank correlation between runs, one row an order, one column a data set."""
+    columns = {
+        name: {
+            NAMES[order]: stability(rank_correlations(data.ranks.sel(order=order).values)).value
+            for order in data.order.values.tolist()
+        }
+        for name, data in compared.items()
+    }
+    return pd.DataFrame(columns).style.format("{:.2f}", na_rep="")
+
+
+def extras() -> Styler:
+    """What each score needs beyond training with Adam, and its source, as its docstring says."""
+    rows = {}
+    for name, score in SCORES.items():
+        text = " ".join(inspect.getdoc(score).split())
+        extra, _, source = text.partition("Extra: ")[2].partition("Source: ")
+        rows[NAMES[name]] = {"extra memory and time": extra.strip(), "source": source.strip()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.style.set_properties(**{"text-align": "left"})
+
+
+def ratio(data: xr.Dataset, order: str, versus: str) -> str:
+    """Growth of the test loss in one order as a ratio to that in another, with its interval."""
+    growth = mean_growth(data.loss.sel(split="test"))
+    return _ratio(growth.sel(order=order), growth.sel(order=versus))
+
+
+def _ratio(ours: xr.DataArray, theirs: xr.DataArray) -> str:
+    if not is_well_above_zero(theirs):
+        return "–"
+    ratio = Ratio(ours, theirs)
+    low, high = ratio.interval()
+    return f"{ratio.value:.2f} ({low:.2f}–{high:.2f})"
