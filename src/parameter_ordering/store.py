@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -58,7 +58,7 @@ class Store:
         name: str,
         inputs: Mapping[str, Any],
         compute: Callable[[], xr.Dataset],
-        earlier: Callable[[], float] = lambda: 0.0,
+        seconds_before: Callable[[], float] = lambda: 0.0,
     ) -> xr.Dataset:
         """The dataset of these inputs, computed if it is not there or its file is damaged.
 
@@ -69,36 +69,28 @@ class Store:
             name: begins the file's name.
             inputs: all that the dataset depends on; anything that JSON can hold.
             compute: gives the dataset.
-            earlier: how many seconds an interrupted run of ``compute`` had taken for what it kept.
+            seconds_before: how long what ``compute`` found done had taken.
 
         Raises:
             LookupError: it is not there, and inside :func:`only_stored`.
         """
         path = self.path(name, inputs)
-        with lock(self.root / ".locks" / path.stem):
+        with self.lock(path):
             if not _is_whole(path):
                 if not _computing.get():
                     raise LookupError(f"there are no stored results {path.name}")
-                sweep(self.root, f"{path.stem}.*")
                 began = time.perf_counter()
                 dataset = compute()
-                _write(path, dataset, inputs, time.perf_counter() - began + earlier())
+                _write(path, dataset, inputs, time.perf_counter() - began + seconds_before())
             _note_use(path)
             return xr.load_dataset(path, engine="h5netcdf")
 
-    def find(self, name: str, inputs: Mapping[str, Any]) -> xr.Dataset | None:
-        """The dataset of these inputs if it is there and whole; a build takes no note of it."""
-        path = self.path(name, inputs)
-        return xr.load_dataset(path, engine="h5netcdf") if _is_whole(path) else None
-
-    def keep(
-        self, name: str, inputs: Mapping[str, Any], dataset: xr.Dataset, seconds: float
-    ) -> None:
-        """Write a dataset that took so many seconds; a build takes no note of it."""
-        path = self.path(name, inputs)
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Be the only one to write a file of the store, with what killed writers left swept up."""
         with lock(self.root / ".locks" / path.stem):
             sweep(self.root, f"{path.stem}.*")
-            _write(path, dataset, inputs, seconds)
+            yield
 
 
 @contextmanager
@@ -138,43 +130,53 @@ def results(
     store = store or Store()
     name = experiment.name if method == "run" else f"{experiment.name}-{method}"
     shards = _Shards(store, name, inputs, code)
-    if "shards" in inspect.signature(getattr(experiment, method)).parameters:
-        how["shards"] = shards
 
     def compute() -> xr.Dataset:
         refuse_edited(code)
-        dataset = getattr(experiment, method)(**how)
+        run = getattr(experiment, method)
+        kept = {"shards": shards} if "shards" in inspect.signature(run).parameters else {}
+        dataset = run(**how, **kept)
         refuse_edited(code)
         return dataset
 
-    return store.get(name, inputs, compute, lambda: shards.earlier)
+    return store.get(name, inputs, compute, shards.seconds_before)
 
 
-class _Shards(MutableMapping[range, xr.Dataset]):
+class _Shards:
     """The shards of an experiment by their runs: their key leaves out how many runs there are.
 
-    Attributes:
-        earlier: how many seconds those that were found had taken.
+    As much of a dict as :meth:`parameter_ordering.experiment.Experiment.run` needs. A build takes
+    no note of them: what a chapter uses is the whole.
     """
 
     def __init__(self, store: Store, name: str, inputs: Mapping[str, Any], code: str) -> None:
-        settings = {n: value for n, value in inputs["settings"].items() if n != "runs"}
+        settings = {each: v for each, v in inputs["settings"].items() if each != "runs"}
         self._store, self._name, self._code = Store(store.root / "shards"), name, code
         self._inputs = {**inputs, "settings": settings}
-        self._began = time.perf_counter()
-        self._made: set[range] = set()
+        self._last = time.perf_counter()
+        self._earlier: list[float] = []
 
-    def __getitem__(self, runs: range) -> xr.Dataset:
-        dataset = self._store.find(self._name, self._of(runs))
-        if dataset is None:
-            raise KeyError(runs)
-        return dataset.drop_encoding()
+    def get(self, runs: range) -> xr.Dataset | None:
+        path = self._store.path(self._name, self._inputs_of(runs))
+        if not _is_whole(path):
+            return None
+        self._earlier.append(_note(path)["seconds"])
+        return xr.load_dataset(path, engine="h5netcdf").drop_encoding()
 
     def __setitem__(self, runs: range, dataset: xr.Dataset) -> None:
         refuse_edited(self._code)
-        now = time.perf_counter()
-        self._store.keep(self._name, self._of(runs), dataset, now - self._began)
-        self._began = now
+        inputs, now = self._inputs_of(runs), time.perf_counter()
+        path = self._store.path(self._name, inputs)
+        with self._store.lock(path):
+            _write(path, dataset, inputs, now - self._last)
+        self._last = now
+
+    def seconds_before(self) -> float:
+        """How long those that were found had taken."""
+        return sum(self._earlier)
+
+    def _inputs_of(self, runs: range) -> dict[str, Any]:
+        return {**self._inputs, "runs": list(runs)}
 
 
 def key(inputs: Mapping[str, Any]) -> str:
@@ -192,10 +194,13 @@ def _default_root() -> Path:
     return next(books, here) / "_build" / "results"
 
 
+def _note(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return note["sha256"] == sha256(path)
+        return _note(path)["sha256"] == sha256(path)
     except (OSError, ValueError, KeyError):
         return False
 

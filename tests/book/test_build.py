@@ -165,12 +165,12 @@ def test_progress_is_dropped_and_warnings_are_kept(built):
 
 
 def test_the_running_interpreter_is_the_kernel_whatever_its_name(built):
-    code = "import sys\\nprint('runs', sys.executable)"
+    code = "import os, sys\\nprint('runs', sys.executable, os.environ['OMP_NUM_THREADS'])"
     built.edit("chapters/two.ipynb", '"name": "python3"', '"name": "no-such-kernel"')
     built.edit("chapters/three.ipynb", "from science import result", code)
     built.edit("chapters/three.ipynb", "print('three has', result(3)['y'].item())", "1")
     good(built.build())
-    assert f"runs {sys.executable}" in built.html("chapters/three")
+    assert f"runs {sys.executable} 1" in built.html("chapters/three")
 
 
 def test_two_builds_at_once_take_turns(built):

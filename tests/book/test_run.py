@@ -35,7 +35,7 @@ def test_it_computes_what_is_not_there(tmp_path, capsys, monkeypatch):
     first = capsys.readouterr().out
     assert run("boston_housing", tmp_path) == 0
     assert capsys.readouterr().out == first
-    with pytest.raises(TypeError, match="not callable"):
+    with pytest.raises(TypeError, match="not a callable"):
         run("boston_housing", tmp_path, "--seed", "1")
 
 

@@ -19,7 +19,8 @@ from parameter_ordering.book.settings import BookError, Settings
 from parameter_ordering.files import sha256
 
 RECORD = "parameter_ordering"
-"""Where an executed notebook's metadata keep its record: inputs, results used, origin, seconds."""
+"""Our key in a notebook's metadata. An executed one keeps its record there: inputs, results used,
+origin, seconds. A committed one may say about how many ``minutes`` it takes; long ones go first."""
 
 _TAGS_THAT_MATTER = {"parameters", "raises-exception", "skip-execution"}
 

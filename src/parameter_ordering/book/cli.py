@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="--out FOLDER, --jobs N, --SETTING VALUE",
+        help="--out FOLDER, --jobs N, --backend dask --scheduler ADDRESS, --SETTING VALUE",
     )
     verb.set_defaults(command=lambda given: run(given.experiment, given.settings))
     return parser

@@ -1,6 +1,7 @@
 """Executes chapters side by side, each in its own process, and shows how far they are."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,12 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
 
 import nbformat
 from filelock import FileLock
 
-from parameter_ordering.book.chapters import RECORD, Chapter, read, tags
+from parameter_ordering.book.chapters import RECORD, Chapter, tags
 from parameter_ordering.book.settings import BookError, Settings
 from parameter_ordering.files import lock, sweep
 
@@ -37,10 +37,10 @@ def execute(
         BookError: naming each chapter that failed, the cell and the error.
     """
     sweep(settings.build / "executed")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    side_by_side = max(1, min(cores or 1, len(chapters)))
-    environment = _environment(settings, cores=(cores or 1) // side_by_side)
-    runs = [_Run(chapter, environment) for chapter in sorted(chapters, key=_longest_first)]
+    side_by_side, cores = shares(_cores(), len(chapters))
+    environment = _environment(settings, cores)
+    longest_first = sorted(chapters, key=_minutes, reverse=True)
+    runs = [_Run(chapter, environment) for chapter in longest_first]
     failures = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         try:
@@ -62,6 +62,18 @@ def execute(
     if failures:
         texts = (f"{name}: {error}" for name, error in failures.items())
         raise BookError("\n\n".join(["the run of a chapter failed", *texts]))
+
+
+def shares(cores: int, chapters: int) -> tuple[int, int]:
+    """How many chapters run side by side, and how many cores each has.
+
+    >>> [shares(cores, 12) for cores in (1, 2, 4, 8, 16)]
+    [(1, 1), (2, 1), (2, 2), (3, 2), (4, 4)]
+    >>> shares(8, 1)
+    (1, 8)
+    """
+    side_by_side = min(math.isqrt(cores - 1) + 1, chapters)  # the square root, rounded up
+    return side_by_side, cores // side_by_side
 
 
 class _Run:
@@ -160,12 +172,21 @@ class _Progress:
             sys.stderr.write("\r\x1b[K")
 
 
+def _cores() -> int:
+    """The cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1
+
+
 def _environment(settings: Settings, cores: int) -> dict[str, str]:
-    """One thread a process: results do not depend on how many chapters run side by side."""
+    """One thread a process, so that results do not depend on how many run side by side.
+
+    A chapter's experiments may start as many processes as it has ``cores``.
+    """
     return {
         **os.environ,
         **{f"{name}_NUM_THREADS": "1" for name in _THREADS},
-        "LOKY_MAX_CPU_COUNT": str(max(1, cores)),  # joblib's n_jobs=-1
+        "LOKY_MAX_CPU_COUNT": str(cores),  # joblib's n_jobs=-1
         "PARAMETER_ORDERING_RESULTS": str(settings.results),
         "PARAMETER_ORDERING_PROFILE": settings.profile,
         "PYTHONHASHSEED": "0",
@@ -173,16 +194,8 @@ def _environment(settings: Settings, cores: int) -> dict[str, str]:
     }
 
 
-def _longest_first(chapter: Chapter) -> float:
-    """So that no long chapter is left to run alone at the end.
-
-    Where none has run yet, those that have parameters, the experiments, go before the others.
-    """
-    try:
-        record = read(chapter.executed).metadata[RECORD]
-        notes = [chapter.settings.results / f"{Path(name).stem}.json" for name in record["results"]]
-        trained = [json.loads(note.read_text(encoding="utf-8"))["seconds"] for note in notes]
-    except (BookError, KeyError, OSError, ValueError):
-        takes_parameters = any("parameters" in tags(cell) for cell in chapter.notebook.cells)
-        return -float("inf") if takes_parameters else 0.0
-    return -max(record["seconds"], sum(trained))
+def _minutes(chapter: Chapter) -> float:
+    """About how long a chapter takes: as its metadata say, or else a minute for an experiment."""
+    takes_parameters = any("parameters" in tags(cell) for cell in chapter.notebook.cells)
+    hint = chapter.notebook.metadata.get(RECORD, {})
+    return hint.get("minutes", 1.0 if takes_parameters else 0.0)

@@ -13,9 +13,11 @@ from parameter_ordering.files import replacing
 
 HELP = """\
 Run an experiment without a notebook. Results (NetCDF) and figures (PNG) are written to --out, under
-names that end in a key of all settings; what is there already is not computed again.
+names that end in a key of all settings; what is there already is not computed again, nor are shards
+of runs that an interrupted call had finished.
 
   parameter-ordering run boston_housing --runs 100 --t0 500 --out results
+  parameter-ordering run boston_housing --runs 100 --backend dask --scheduler tcp://HOST:8786
   parameter-ordering run boston_housing --help     lists the settings, with the book's values
 """
 
@@ -32,14 +34,15 @@ def run(name: str, arguments: Sequence[str]) -> int:
         return 2
     parser = _parser(known[name])
     options = vars(parser.parse_args(arguments))
-    store, jobs = Store(options.pop("out")), options.pop("jobs")
+    store = Store(options.pop("out"))
+    how = {each: options.pop(each) for each in ("jobs", "backend", "scheduler")}
     try:
         experiment = known[name](**options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     try:
-        data = results(experiment, store=store, jobs=jobs)
-    except (ArithmeticError, OSError, ValueError) as error:
+        data = results(experiment, store=store, **how)
+    except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     path = Path(data.encoding["source"])
@@ -68,9 +71,12 @@ def _draw(data: Any, path: Path) -> Iterator[Path]:
 
 def _parser(experiment: type) -> argparse.ArgumentParser:
     """An option for each setting, with its description from the class."""
+    from parameter_ordering.parallel import BACKENDS
+
     parser = argparse.ArgumentParser(
         prog=f"parameter-ordering run {experiment.name}",
-        usage="%(prog)s [--out FOLDER] [--jobs N] [--SETTING VALUE ...]",
+        usage="%(prog)s [--out FOLDER] [--jobs N] [--backend dask --scheduler ADDRESS] "
+        "[--SETTING VALUE ...]",
         description=experiment.__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -80,6 +86,15 @@ def _parser(experiment: type) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=-1, help="shards of runs trained side by side"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="loky",
+        help="processes of this machine, or a cluster",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of the Dask scheduler, as tcp://HOST:8786"
     )
     settings = parser.add_argument_group("settings")
     texts = _descriptions(experiment)
