@@ -106,17 +106,19 @@ def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
                 yield name, setting, value, base.replace(**{setting: value})
 
 
-def compared(**settings) -> dict[str, xr.Dataset]:
-    """All orders on all data sets, on seeds that were not used to choose among orders.
+def untouched(name: str, **settings) -> Experiment:
+    """All orders of one experiment, on seeds that were not used to choose among orders.
 
     Each run has a data set or split of its own. Linear regression has the oracle too.
     """
-    found = {}
-    for name in CONFIRMED_ON:
-        orders = (*COMPARED, "oracle") if name == "synthetic_3" else COMPARED
-        fresh = {"own_data": True, "seed": 2, "data_seed": 100, "grid": 11, "orders": orders}
-        found[name] = results(getattr(experiments, name)(**(fresh | settings)))
-    return found
+    orders = (*COMPARED, "oracle") if name == "synthetic_3" else COMPARED
+    fresh = {"own_data": True, "seed": 2, "data_seed": 100, "grid": 11, "orders": orders}
+    return getattr(experiments, name)(**(fresh | settings))
+
+
+def compared(**settings) -> dict[str, xr.Dataset]:
+    """All orders on all data sets."""
+    return {name: results(untouched(name, **settings)) for name in CONFIRMED_ON}
 
 
 def _side_by_side(nets, widths, variant) -> xr.Dataset:
