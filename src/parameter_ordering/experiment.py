@@ -2,8 +2,9 @@
 
 import json
 import platform
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import xarray as xr
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.moments import GradientMoments
 from parameter_ordering.orders import ORDERS, Trained
+from parameter_ordering.parallel import side_by_side
 from parameter_ordering.protocol import (
     Diverged,
     Minibatches,
@@ -33,6 +35,8 @@ from parameter_ordering.protocol import (
     train,
     uniform,
 )
+
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +146,27 @@ class Experiment(ABC):
         """The same experiment with other settings."""
         return replace(self, **settings)
 
-    def run(self, progress: bool = True, jobs: int = -1) -> xr.Dataset:
+    def run(
+        self,
+        progress: bool = True,
+        jobs: int = -1,
+        backend: str = "loky",
+        scheduler: str | None = None,
+        shards: MutableMapping[range, xr.Dataset] | None = None,
+    ) -> xr.Dataset:
         """Train, order, freeze and train on; every run, order and k.
 
         Args:
             progress: whether to show a progress bar with the mean loss and the time left.
             jobs: how many shards of runs to train side by side, in processes of their own; -1 for
-                as many as there are cores. Results do not depend on it.
+                as many as there are cores.
+            backend: "loky", processes of this machine; or "dask", the workers of a cluster.
+            scheduler: address of the Dask scheduler.
+            shards: finished shards by their runs. Those that it has are not trained again, and
+                others are put in as soon as they are finished.
+
+        Results depend on none of these: bit for bit on machines of one kind, and see
+        :mod:`parameter_ordering.reference` where they differ.
 
         Returns:
             ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
@@ -165,28 +183,41 @@ class Experiment(ABC):
                 named.
         """
         self._data([0])
-        shards = [
-            range(start, min(start + self.shard, self.runs))
-            for start in range(0, self.runs, self.shard)
-        ]
-        jobs = min(effective_n_jobs(jobs), len(shards))
+        shards = {} if shards is None else shards
+        starts = range(0, self.runs, self.shard)
+        wanted = [range(start, min(start + self.shard, self.runs)) for start in starts]
+        results = {runs: shards.get(runs) for runs in wanted}
+        missing = [runs for runs in wanted if results[runs] is None]
+        alone = backend == "loky" and min(effective_n_jobs(jobs), len(missing)) <= 1
         steps = self.t0 + self.iterations
-        with tqdm(total=len(shards) * steps, disable=not progress, desc=self.name) as bar:
-            if jobs == 1:
+        done = (len(wanted) - len(missing)) * steps
+        with tqdm(
+            total=len(wanted) * steps, initial=done, disable=not progress, desc=self.name
+        ) as bar:
 
-                def tick(loss: float) -> None:
-                    bar.update()
-                    if bar.n % 50 == 0:
-                        bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            def tick(loss: float) -> None:
+                bar.update()
+                if bar.n % 50 == 0:
+                    bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
 
-                results = [self._shard(shard, tick) for shard in shards]
+            if alone:
+                finished = ((runs, self._shard(runs, tick)) for runs in missing)
             else:
-                parallel = Parallel(n_jobs=jobs, return_as="generator")
-                results = []
-                for result in parallel(delayed(self._shard)(shard) for shard in shards):
-                    results.append(result)
+                finished = side_by_side(
+                    self._shard,
+                    missing,
+                    jobs=jobs,
+                    backend=backend,
+                    scheduler=scheduler,
+                    code=f"import {type(self).__module__}",
+                )
+            for runs, result in finished:
+                results[runs] = shards[runs] = result
+                if not alone:
+                    bar.set_postfix(loss=f"{float(result.loss.mean()):.4g}", refresh=False)
                     bar.update(steps)
-        return xr.concat(results, "run", data_vars="minimal").assign_attrs(self._attributes())
+        whole = xr.concat(results.values(), "run", data_vars="minimal")
+        return whole.assign_attrs(self._attributes())
 
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
         """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
@@ -363,10 +394,14 @@ def _flat(tensors) -> np.ndarray:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One torch thread: shards run side by side, and results do not depend on how many cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    """One torch thread: shards run side by side, and results do not depend on how many cores.
+
+    And one shard at a time in a process, as torch's seed and number of threads are the process's.
+    """
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
