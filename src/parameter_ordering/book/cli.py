@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.book.check import problems
-from parameter_ordering.book.execute import book_lock, execute
+from parameter_ordering.book.execute import execute, take_turn
 from parameter_ordering.book.settings import BookError, Settings
 from parameter_ordering.book.single import HELP, run
 
@@ -40,7 +40,8 @@ def _execute(given: argparse.Namespace) -> int:
     settings = _settings(given)
     settings.check()
     chapters = _chapters(settings, given.chapter)
-    with book_lock(settings):
+    turn = take_turn(settings, print)
+    try:
         states = [(chapter, chapter.state()) for chapter in chapters]
         due = [c for c, state in states if state.runs or (given.force and state.name != "text")]
         if not due:
@@ -50,6 +51,8 @@ def _execute(given: argparse.Namespace) -> int:
             if chapter in due:
                 print(f"{chapter.docname} is {state.name}: {state.why}")
         execute(settings, due)
+    finally:
+        turn.release()
     return 0
 
 

@@ -21,15 +21,21 @@ from parameter_ordering.files import lock, sweep
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 
 
-def book_lock(settings: Settings) -> FileLock:
-    """Held by whoever builds or executes, so that two at once take turns."""
-    return lock(settings.build / ".lock")
+def take_turn(settings: Settings, say: Callable[[str], None]) -> FileLock:
+    """Wait until no one else builds or executes this book; release what is returned when done."""
+    turn = lock(settings.build / ".lock")
+    try:
+        turn.acquire(blocking=False)
+    except TimeoutError:
+        say("waiting for another build of this book to end")
+        turn.acquire()
+    return turn
 
 
 def execute(
     settings: Settings, chapters: Sequence[Chapter], say: Callable[[str], None] = print
 ) -> None:
-    """Run papermill on the chapters; call it with `book_lock` held.
+    """Run papermill on the chapters; call it in turn, see `take_turn`.
 
     All are run, also when one fails, so that no finished work is lost.
 

@@ -20,7 +20,7 @@ from sphinx.util import logging
 
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.book.check import banner, problems
-from parameter_ordering.book.execute import book_lock, execute
+from parameter_ordering.book.execute import execute, take_turn
 from parameter_ordering.book.pages import page
 from parameter_ordering.book.settings import PAPER, BookError, Settings
 from parameter_ordering.files import sha256, write_text
@@ -52,15 +52,12 @@ class _Build:
 
     def __init__(self, app: Sphinx) -> None:
         self.settings = Settings(Path(app.srcdir), build=Path(app.outdir).parent)
-        self._lock = book_lock(self.settings)
         self._titles: dict[str, str] = {}
         self._mark = Path(app.outdir).parent / f".unfinished-{Path(app.outdir).name}"
 
     def begin(self, app: Sphinx, config: Any) -> None:
         """Wait for our turn, look at the settings, remove what a killed build has left."""
-        if not self._acquire():
-            _log.info("waiting for another build of this book to end")
-            self._lock.acquire()
+        self._turn = take_turn(self.settings, _log.info)
         self.settings.check()
         if self._mark.exists():
             for folder in (app.outdir, app.doctreedir, Path(app.outdir).parent / "jupyter_execute"):
@@ -125,14 +122,7 @@ class _Build:
                 raise BookError("\n".join(["something is wrong with the pages", *found]))
         if error is None and not (app._warncount and (app.warningiserror or app.keep_going)):
             self._mark.unlink(missing_ok=True)
-        self._lock.release()
-
-    def _acquire(self) -> bool:
-        try:
-            self._lock.acquire(blocking=False)
-        except TimeoutError:
-            return False
-        return True
+        self._turn.release()
 
     def _stamp(self, docname: str) -> str:
         path = Chapter(self.settings, docname).executed
