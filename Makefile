@@ -13,10 +13,11 @@ help:  ## list these verbs
 
 env: $(VENV)/env.stamp  ## make or update the environment in .venv
 
-book: env  ## run what changed, render the book, check it: _build/html/index.html
+book: env  ## run what changed, render the book, check it and its numbers: _build/html/index.html
 	@echo "Building the book: papermill runs the chapters that changed, then the pages are rendered."
 	jupyter-book build . -W -n --keep-going
 	parameter-ordering check
+	parameter-ordering compare
 
 test: env  ## run the tests, and the examples of the documentation
 	@echo "Running the tests and the examples of the docstrings."
@@ -35,7 +36,7 @@ format: env  ## bring sources and notebooks into that style
 bench: $(VENV)/bench.stamp  ## measure the speed, and write the record to benchmarks/
 	python -m benchmarks
 
-accept: env  ## take the numbers of the last build as the reference values
+accept: env  ## take the numbers and verdicts of the last build as the reference values
 	parameter-ordering accept
 
 clean:  ## remove what the book has built, stored results too; .venv stays

@@ -26,7 +26,9 @@ from parameter_ordering.files import lock, replacing, sha256, sweep, write_text
 from parameter_ordering.origin import origin
 from parameter_ordering.sources import dependencies, refuse_edited
 
-_computing: ContextVar[bool] = ContextVar("computing", default=True)
+
+class NotStored(LookupError):
+    """A result is not in a store that computes none."""
 
 
 class Store:
@@ -35,6 +37,7 @@ class Store:
     Args:
         root: the folder; by default ``$PARAMETER_ORDERING_RESULTS``, which a build of the book
             sets, or else ``_build/results`` of the checkout that holds the current folder.
+        computes: whether what is not there is computed.
 
     Example:
         >>> import tempfile
@@ -46,7 +49,8 @@ class Store:
         9
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, computes: bool = True) -> None:
+        self.computes = computes
         self.root = Path(root or os.environ.get("PARAMETER_ORDERING_RESULTS") or _default_root())
 
     def path(self, name: str, inputs: Mapping[str, Any]) -> Path:
@@ -72,13 +76,13 @@ class Store:
             seconds_before: how long what ``compute`` found done had taken.
 
         Raises:
-            LookupError: it is not there, and inside :func:`only_stored`.
+            NotStored: it is not there, and this store computes none.
         """
         path = self.path(name, inputs)
         with self.lock(path):
             if not _is_whole(path):
-                if not _computing.get():
-                    raise LookupError(f"there are no stored results {path.name}")
+                if not self.computes:
+                    raise NotStored(f"there is no result {path}")
                 began = time.perf_counter()
                 dataset = compute()
                 _write(path, dataset, inputs, time.perf_counter() - began + seconds_before())
@@ -93,14 +97,17 @@ class Store:
             yield
 
 
+_default: ContextVar[Store | None] = ContextVar("default", default=None)
+
+
 @contextmanager
-def only_stored() -> Iterator[None]:
-    """Inside, what is not stored is a LookupError, and nothing is computed."""
-    token = _computing.set(False)
+def only_stored(root: Path) -> Iterator[None]:
+    """Inside, :func:`results` reads from this folder, and nothing is computed."""
+    token = _default.set(Store(root, computes=False))
     try:
         yield
     finally:
-        _computing.reset(token)
+        _default.reset(token)
 
 
 def results(
@@ -127,7 +134,7 @@ def results(
         **dependencies(code, docstrings=False),
     }
 
-    store = store or Store()
+    store = store or _default.get() or Store()
     name = experiment.name if method == "run" else f"{experiment.name}-{method}"
     shards = _Shards(store, name, inputs, code)
 

@@ -8,8 +8,12 @@ from pathlib import Path
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.book.check import problems
 from parameter_ordering.book.execute import execute, take_turn
-from parameter_ordering.book.settings import BookError, Settings
+from parameter_ordering.book.settings import PAPER, BookError, Settings
 from parameter_ordering.book.single import HELP, run
+
+CLAIMS = "chapters/claims.yml"
+REFERENCE = "chapters/reference.csv"
+VERDICTS = "chapters/verdicts.yml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +73,44 @@ def _check(given: argparse.Namespace) -> int:
     if not found:
         print(f"{len(settings.docnames)} pages, nothing wrong")
     return int(bool(found))
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from parameter_ordering import reference  # torch is slow to import
+
+    settings = _settings(given)
+    if settings.profile != PAPER:
+        print(f"reference values are the paper's: profile {settings.profile} is not compared")
+        return 0
+    try:
+        cases = reference.stored(settings.results)
+    except reference.NotStored as error:
+        raise BookError(str(error)) from error
+    found = reference.problems(settings.root / REFERENCE, cases)
+    for problem in found:
+        print(problem, file=sys.stderr)
+    if not found:
+        print(f"{len(cases)} cases, no number moved")
+    return int(bool(found))
+
+
+def _accept(given: argparse.Namespace) -> int:
+    from parameter_ordering import ledger, reference  # torch is slow to import
+
+    settings = _settings(given)
+    if settings.profile != PAPER:
+        raise BookError(f"what profile {settings.profile} gives is no result to accept")
+    try:
+        cases = reference.stored(settings.results)
+        rows = reference.verdicts(settings.results, settings.root / CLAIMS)
+    except (reference.NotStored, ValueError) as error:
+        raise BookError(str(error)) from error
+    for line in reference.problems(settings.root / REFERENCE, cases):
+        print(line)
+    reference.accept(settings.root / REFERENCE, cases)
+    ledger.commit(rows, settings.root / VERDICTS)
+    print(f"accepted {len(cases)} cases in {REFERENCE}, {len(rows)} verdicts in {VERDICTS}")
+    return 0
 
 
 def _chapters(settings: Settings, names: Sequence[str]) -> list[Chapter]:
@@ -143,6 +185,24 @@ def _parser() -> argparse.ArgumentParser:
         "off, stale, built with another profile or showing an error; links that lead nowhere.",
     )
     verb.set_defaults(command=_check)
+
+    verb = verbs.add_parser(
+        "compare",
+        parents=[book],
+        help="hold the stored results against the reference values",
+        description=f"Compares the losses that the figures draw with {REFERENCE}: means "
+        "over runs, on the scale of their spread. Names each value that moved; computes nothing.",
+    )
+    verb.set_defaults(command=_compare)
+
+    verb = verbs.add_parser(
+        "accept",
+        parents=[book],
+        help="take the stored results as the reference values",
+        description=f"Writes {REFERENCE} and {VERDICTS} from the stored results, after saying what "
+        "moved. Computes nothing: chapters that are not executed are named.",
+    )
+    verb.set_defaults(command=_accept)
 
     verb = verbs.add_parser(
         "run",

@@ -73,7 +73,10 @@ class Settings:
         return [name for name in self.docnames if self._is_file(f"{name}.ipynb")]
 
     def data_checksums(self, names: set[str]) -> dict[str, str]:
-        """SHA-256 of those files in ``data/`` and ``benchmarks/`` that bear one of the names."""
+        """SHA-256 of those files that bear one of the names.
+
+        They are looked for in ``data/`` and ``benchmarks/``, and among ``chapters/*.yml``.
+        """
         return {name: sha for name, sha in self._data.items() if Path(name).name in names}
 
     def check(self) -> None:
@@ -104,7 +107,8 @@ class Settings:
     @cached_property
     def _data(self) -> dict[str, str]:
         folders = (self.root / "data", self.root / "benchmarks")
-        files = (file for each in folders for file in sorted(each.rglob("*")) if file.is_file())
+        files = [file for each in folders for file in sorted(each.rglob("*")) if file.is_file()]
+        files += sorted((self.root / "chapters").glob("*.yml"))
         return {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
 
     def _is_file(self, name: str) -> bool:

@@ -1,0 +1,139 @@
+r"""The book's numbers held against reference values that are committed, ``chapters/reference.csv``.
+
+For each case of the book - an experiment at one t0, with its kind of runs - the file has the mean
+over runs of the loss, by order, split and k, with its standard error. The figures draw these.
+
+**What is exact.** One machine, backend and torch give the same bits again, whatever runs beside:
+all randomness comes from seeds by run, a shard of runs is trained on one thread, and which runs
+are in a shard is a setting. What another processor, BLAS, torch or device rounds otherwise differs
+in the last bits; training amplifies that until single runs part, and an order may change where
+variances nearly tie. So results are compared as means over runs, on the scale of their spread.
+
+**How far a mean may move.** The same seeds on two machines are at worst independent sets of runs,
+whose means differ with standard deviation :math:`\sqrt 2\,\mathrm{SE}`. A value is as it was when
+
+.. math:: |\text{mean} - \text{reference}| \le c \sqrt 2\,\mathrm{SE} + f, \qquad c = 0.5.
+
+"""
+
+from functools import partial
+from math import sqrt
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from parameter_ordering import experiments, study
+from parameter_ordering.claims import load_claims
+from parameter_ordering.files import replacing
+from parameter_ordering.ledger import Row, judge
+from parameter_ordering.store import NotStored, only_stored, results
+
+C = 0.5
+FLOOR = 1e-5
+EXPERIMENTS = (*study.NAMES, "synthetic_2")
+WHERE = ["case", "order", "split", "k"]
+Cases = dict[str, xr.Dataset]
+
+
+def table(cases: Cases) -> pd.DataFrame:
+    """Mean over runs of the loss and its standard error, by case, order, split and k.
+
+    >>> loss = xr.DataArray([[[[1.0], [3.0]]]], dims=["split", "order", "run", "k"])
+    >>> data = xr.Dataset({"loss": loss}, {"split": ["test"], "order": ["random"], "k": [0]})
+    >>> table({"made up": data}).loc["made up", "random", "test", 0].tolist()
+    [2.0, 1.0]
+    """
+    frames = []
+    for case, data in cases.items():
+        loss = data["loss"].astype(float).transpose("order", "split", "k", "run")
+        error = loss.std("run", ddof=1) / sqrt(loss.sizes["run"])
+        values = xr.Dataset({"mean": loss.mean("run"), "standard_error": error})
+        frame = values.to_dataframe().reset_index()
+        frames.append(frame.assign(case=case, k=frame["k"].astype(float).round(6)))
+    return pd.concat(frames).set_index(WHERE)[["mean", "standard_error"]]
+
+
+def moved(reference: pd.DataFrame, now: pd.DataFrame) -> list[str]:
+    """What is not as in the reference, a line for each value that moved, is gone or is new."""
+    both = reference.add_suffix("_reference").join(now, how="outer")
+    largest = both["mean_reference"].abs().groupby("case").transform("max")
+    allowed = C * sqrt(2) * both["standard_error_reference"] + FLOOR * largest
+    # Written so that NaN, on either side, is no agreement.
+    agree = (both["mean"] - both["mean_reference"]).abs() <= allowed
+    lines = []
+    for where, row in both[~agree].iterrows():
+        place = "{}: order {}, {} loss at k = {:g}".format(*where)
+        lines.append(
+            f"{place} is {row['mean']:.6g}, the reference {row['mean_reference']:.6g} "
+            f"with standard error {row['standard_error_reference']:.2g}"
+        )
+    return lines
+
+
+def stored(folder: Path) -> Cases:
+    """All results of the book with a loss against k, read from the store in ``folder``.
+
+    Raises:
+        NotStored: some are not there, or not by the sources of now; the chapters are named.
+    """
+    of_chapters = {f"experiments/{name}": partial(_of, name) for name in EXPERIMENTS}
+    of_chapters |= {"claims": _of_claims, "orders": _of_orders}
+    found, missing = {}, []
+    with only_stored(folder):
+        for chapter, cases in of_chapters.items():
+            try:
+                found |= cases()
+            except NotStored:
+                missing.append(f"chapters/{chapter}")
+    if missing:
+        raise NotStored(
+            "there are no results by the sources and settings of now for "
+            f"{', '.join(missing)}; run: parameter-ordering execute {' '.join(missing)}"
+        )
+    return found
+
+
+def problems(reference: Path, cases: Cases) -> list[str]:
+    """What the file of reference values says against these results, a line each."""
+    if not reference.is_file():
+        return [f"there is no {reference.name}: look at the results, then run make accept"]
+    return moved(pd.read_csv(reference).set_index(WHERE), table(cases))
+
+
+def accept(reference: Path, cases: Cases) -> None:
+    """Take these results as the reference."""
+    with replacing(reference) as part:
+        table(cases).to_csv(part, float_format="%.7g")
+
+
+def verdicts(folder: Path, claims: Path) -> list[Row]:
+    """All claims, judged by what the store in ``folder`` has."""
+    ledger = load_claims(claims)
+    with only_stored(folder):
+        return [
+            *judge(ledger, study.one_data_set()),
+            *judge(ledger, study.new_data(), "new data"),
+        ]
+
+
+def _of(name: str) -> Cases:
+    experiment = getattr(experiments, name)()
+    return {
+        f"{name}, early": results(experiment),
+        f"{name}, rule": results(study.late(experiment)),
+        f"{name}, shared weights": results(study.shared(experiment)),
+    }
+
+
+def _of_claims() -> Cases:
+    cases = {}
+    for (name, t0), data in study.one_data_set().items():
+        for width in data.get("width", ()):
+            cases[f"{name} {int(width)}, {t0}"] = data.sel(width=width, drop=True)
+    fresh = study.new_data().items()
+    return cases | {f"{name}, {t0}, new data": data for (name, t0), data in fresh}
+
+
+def _of_orders() -> Cases:
+    return {f"{name}, all orders": data for name, data in study.compared().items()}
