@@ -104,6 +104,8 @@ class Experiment(ABC):
                 object.__setattr__(self, field.name, float(value))
             elif field.type in (int, float, bool, str) and type(value) is not field.type:
                 raise TypeError(f"{field.name} must be {field.type.__name__}, got {value!r}")
+        if isinstance(self.orders, str):
+            raise TypeError(f"orders must be a sequence of names, got {self.orders!r}")
         object.__setattr__(self, "orders", tuple(self.orders))
         least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
         least |= {"data_seed": 0, "window": 1, "horizon": 1}
@@ -139,7 +141,7 @@ class Experiment(ABC):
 
     @property
     def k(self) -> list[int]:
-        """Numbers of frozen parameters: ``grid`` equal steps from 0 to p."""
+        """The numbers of frozen parameters, ``grid`` of them, in equal steps from 0 to p."""
         return np.linspace(0, self.p, self.grid).round().astype(int).tolist()
 
     def replace(self, **settings) -> "Experiment":
@@ -166,7 +168,7 @@ class Experiment(ABC):
                 others are put in as soon as they are finished.
 
         Results depend on none of these: bit for bit on machines of one kind, and see
-        :mod:`parameter_ordering.reference` where they differ.
+        ``parameter_ordering.reference`` where they differ.
 
         Returns:
             ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
