@@ -74,6 +74,26 @@ def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
     xr.testing.assert_identical(again, undisturbed)
 
 
+def test_what_a_killed_run_had_finished_is_kept(trained, tmp_path):
+    settings = {"runs": 5, "shard": 1, "t0": 50, "iterations": 50, "grid": 3}
+    options = [each for name, value in settings.items() for each in (f"--{name}", str(value))]
+    command = ["run", "boston_housing", *options, "--jobs", "1", "--out", str(tmp_path)]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "parameter_ordering.book.cli", *command],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        stderr=subprocess.DEVNULL,
+    )
+    while killed.poll() is None and len(list(tmp_path.glob("shards/*.json"))) < 2:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    experiment, how = experiments.boston_housing(**settings), {"progress": False, "jobs": 1}
+    again = results(experiment, store=Store(tmp_path), **how)
+    assert 1 <= len(trained) <= 4
+    xr.testing.assert_equal(again, experiment.run(**how))
+    assert not list(tmp_path.glob("**/*.part"))
+
+
 def test_more_runs_need_only_the_new(trained, tmp_path):
     store, how = Store(tmp_path), {"progress": False, "jobs": 1}
     few = results(tiny(runs=5, shard=2), store=store, **how)

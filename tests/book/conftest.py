@@ -85,7 +85,7 @@ ONE = [
 ]
 TWO = [
     "# Two",
-    "from pathlib import Path\n\nlen(Path('../data/numbers.csv').read_text())",
+    "from pathlib import Path\n\n[Path(p).stat() for p in ('../data/numbers.csv', 'notes.yml')]",
 ]
 THREE = ["# Three", "from science import result\n\nprint('three has', result(3)['y'].item())"]
 
@@ -117,6 +117,7 @@ class SmallBook:
             "_toc.yml": TOC,
             "summary.md": SUMMARY,
             "chapters/parameters.yml": PARAMETERS,
+            "chapters/notes.yml": "a: 1\n",
             "data/numbers.csv": "1,2,3\n",
             "lib/science.py": SCIENCE,
             "lib/style.py": STYLE,

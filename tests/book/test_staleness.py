@@ -127,6 +127,10 @@ TABLE = {
         {ONE: "source science changed", THREE: "source science changed"},
     ),
     "data": (edit("data/numbers.csv", "3", "4"), {TWO: "data data/numbers.csv changed"}),
+    "a file beside the chapters": (
+        edit("chapters/notes.yml", "a", "b"),
+        {TWO: "data chapters/notes.yml changed"},
+    ),
     "data gone": (remove("data/numbers.csv"), {TWO: "data data/numbers.csv changed"}),
     "result gone": (remove("_build/results/*.nc"), {ONE: "is gone", THREE: "is gone"}),
     "note of a result gone": (remove("_build/results/*.json"), {ONE: "is gone", THREE: "is gone"}),
