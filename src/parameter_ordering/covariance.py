@@ -169,7 +169,7 @@ class GradientCovariance:
         }
 
     def matrix(self) -> Tensor:
-        """C_t, (*E, p, p), the parameters flattened and in the order of `diagonal`; a copy."""
+        """C_t, ``(*E, p, p)``, parameters flattened, in the order of :meth:`diagonal`; a copy."""
         if not self.full:
             raise ValueError("only the diagonal is kept: construct with full=True for the matrix")
         return self._C.clone()

@@ -139,7 +139,7 @@ def shuffle_within(
     """A random order that, at every k, freezes as many parameters of each tensor as ``ranks``.
 
     The ranks of each tensor are permuted at random inside it: what is left of an order when only
-    the shares of the tensors are kept. Arguments as in :func:`rank`.
+    the shares of the tensors are kept. Arguments as in :func:`.rank`.
 
     >>> order = {"w": torch.tensor([1, 3, 4]), "b": torch.tensor([2])}
     >>> shuffled = shuffle_within(order, seed=1)

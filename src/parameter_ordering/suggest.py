@@ -20,7 +20,7 @@ _RESAMPLES = 2000
 
 
 class Suggestion(NamedTuple):
-    r"""What :func:`suggest_k` found.
+    r"""What :func:`.suggest_k` found.
 
     Attributes:
         k: the largest candidate up to which no upper bound passes the tolerance.
