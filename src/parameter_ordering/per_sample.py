@@ -70,6 +70,7 @@ class PerSampleGradients:
         Replaces ``.grad`` of all parameters of the model by the gradient of the loss.
         """
         E, S, trial = self.E, x.shape[self.E], self.by_layer is None
+        self.model.zero_grad()
         random, inputs, leaf = _random_state(x.device), x, None
         if trial and x.is_floating_point():
             leaf = x.detach().requires_grad_()
@@ -82,7 +83,6 @@ class PerSampleGradients:
             if trial and aligned:
                 self._check_loss(loss_fn, output, y)
                 self._check_model(loss_fn, output, y, leaf)
-            self.model.zero_grad()
             loss.backward(retain_graph=self._retain)
         g_S = {
             name: self._mean(name, unmasked.get(name, w.grad), S)

@@ -1,0 +1,189 @@
+"""What `GradientCovariance.update` costs, as a ratio to the forward and backward pass in it.
+
+Beside it, in the same rounds: `Variance` of BackPACK, `torch.func.vmap(grad)` over the minibatch,
+and the two backward passes of the paper, for g_S and g_1. All end with ``.grad`` of the minibatch
+and one step of the running mean (2.6) of the diagonal. The order within a round is drawn anew each
+time, since a way finds the caches as the one before has left them.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from backpack import backpack, extend
+from backpack.extensions import Variance
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from parameter_ordering.covariance import GradientCovariance
+
+MODELS = {
+    "784-10-10": lambda: _perceptron(784, 10, 10),
+    "784-512-10": lambda: _perceptron(784, 512, 10),
+    "784-2048-2048-10": lambda: _perceptron(784, 2048, 2048, 10),
+    "cnn": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(800, 10),
+    ),
+}
+SAMPLES = (32, 128, 512)
+MEMORY = 2**31  # bytes; where gradients of single samples take more, vmap is left out
+
+
+def run(quick: bool = False) -> list[dict]:
+    """Rows of one way, model and S: median microseconds, and the ratio to backward alone."""
+    return [
+        row
+        for model in MODELS
+        for S in ((8,) if quick else SAMPLES)
+        for row in measure(model, S, seconds=0 if quick else 20)
+    ]
+
+
+def measure(model: str, S: int, seconds: float) -> list[dict]:
+    """The rows of one model and S, from rounds of all ways for about so many seconds."""
+    torch.manual_seed(0)
+    x, y = torch.randn(S, 784), torch.randint(0, 10, (S,))
+    medians = _interleaved(_ways(MODELS[model], x, y), seconds)
+    return [
+        {
+            "model": model,
+            "S": S,
+            "way": way,
+            "microseconds": median * 1e6,
+            "ratio": median / medians["backward"],
+        }
+        for way, median in medians.items()
+    ]
+
+
+def _perceptron(*widths: int) -> nn.Sequential:
+    layers = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
+    """Each way as a function without arguments; each has a model of its own."""
+
+    def backward() -> Callable:
+        model = build()
+
+        def step():
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+
+        return step
+
+    def update(samples: str) -> Callable:
+        covariance = GradientCovariance(build(), samples)
+        return lambda: covariance.update(F.cross_entropy, x, y)
+
+    def with_backpack() -> Callable:
+        model, loss_fn = extend(build()), extend(nn.CrossEntropyLoss())
+        C, t = [torch.zeros_like(w) for w in model.parameters()], 0
+
+        def step():
+            nonlocal t
+            t += 1
+            model.zero_grad()
+            with backpack(Variance()):
+                loss_fn(model(x), y).backward()
+            for c, w in zip(C, model.parameters(), strict=True):
+                c.lerp_(w.variance, len(x) ** 2 / t)  # BackPACK's is of g_i / S
+
+        return step
+
+    def with_vmap() -> Callable:
+        model = build()
+        C, t = {name: torch.zeros_like(w) for name, w in model.named_parameters()}, 0
+
+        def loss(w, x, y):
+            return F.cross_entropy(functional_call(model, w, (x[None],)), y[None])
+
+        rows = vmap(grad(loss), (None, 0, 0))
+
+        def step():
+            nonlocal t
+            t += 1
+            w = {name: w.detach() for name, w in model.named_parameters()}
+            for name, g in rows(w, x, y).items():
+                model.get_parameter(name).grad = g.mean(0)
+                C[name].lerp_(g.var(0, correction=0), 1 / t)
+
+        return step
+
+    def twice() -> Callable:
+        model = build()
+        C, t = [torch.zeros_like(w) for w in model.parameters()], 0
+
+        def step():
+            nonlocal t
+            t += 1
+            w = list(model.parameters())
+            g_1 = torch.autograd.grad(F.cross_entropy(model(x[:1]), y[:1]), w)
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            for c, g, v in zip(C, g_1, w, strict=True):
+                c.lerp_((g - v.grad).square_(), 1 / t)
+
+        return step
+
+    ways = {
+        "backward": backward,
+        "all": lambda: update("all"),
+        "first": lambda: update("first"),
+        "two backward passes": twice,
+        "BackPACK Variance": with_backpack,
+    }
+    if len(x) * sum(w.numel() for w in build().parameters()) * 4 < MEMORY:
+        ways["torch.func.vmap(grad)"] = with_vmap
+    return {name: way() for name, way in ways.items()}
+
+
+def _interleaved(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
+    """Median seconds of each way."""
+    for way in ways.values():
+        way()
+    times, order, end = {name: [] for name in ways}, list(ways), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["backward"]) < 3:
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            ways[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the ratios of some models and sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, nargs="*", default=list(MODELS))
+    parser.add_argument("--samples", type=int, nargs="*", default=list(SAMPLES))
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each model and S")
+    given = parser.parse_args(argv)
+    for model in given.model:
+        for S in given.samples:
+            ratios = {row["way"]: row["ratio"] for row in measure(model, S, given.seconds)}
+            print(
+                f"{model:18} S={S:<4}",
+                *(f"{way} {ratio:.2f}" for way, ratio in ratios.items()),
+                sep="  ",
+            )
+
+
+if __name__ == "__main__":
+    main()
