@@ -110,7 +110,7 @@ class PerSampleGradients:
     def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
         """g_S, dense and in the precision of the accumulator, from the gradient of the loss."""
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        gradient = gradient.detach().to(self._dtypes[name])
+        gradient = gradient.to(self._dtypes[name])
         return gradient if self.mean else gradient / S
 
     def _from_layers(self, calls: dict[nn.Module, Call], S: int) -> dict[str, Rows]:
@@ -274,23 +274,25 @@ def _before_masks(parameters: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _random_state(device: torch.device) -> tuple:
-    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-    return torch.get_rng_state(), on_device
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The states of the generators of the CPU and of the device."""
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(device)
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1], device)
 
 
 @contextmanager
-def _replayed(state: tuple, device: torch.device) -> Iterator[None]:
-    """Draws the random numbers that follow `state` again, then goes on where it was."""
-
-    def set_state(state: tuple) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.get_device_module(device).set_rng_state(state[1])
-
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draws the random numbers that follow ``state`` again, then goes on where it was."""
     now = _random_state(device)
-    set_state(state)
+    _set_random_state(state, device)
     try:
         yield
     finally:
-        set_state(now)
+        _set_random_state(now, device)
