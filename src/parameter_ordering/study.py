@@ -94,7 +94,12 @@ def new_data(**settings) -> Cases:
 
 def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
     """Experiment, setting, value, and the experiment with that value; ten runs, few k."""
-    few = {"runs": 10, "grid": 6, "orders": (*PAIR, "random_within_tensors")} | settings
+    few = {
+        "runs": 10,
+        "shard": 10,
+        "grid": 6,
+        "orders": (*PAIR, "random_within_tensors"),
+    } | settings
     for name in NAMES:
         base = getattr(experiments, name)(**few)
         for setting, values in VARIED.items():
@@ -112,7 +117,7 @@ def untouched(name: str, **settings) -> Experiment:
     Each run has a data set or split of its own. Linear regression has the oracle too.
     """
     orders = (*COMPARED, "oracle") if name == "synthetic_3" else COMPARED
-    fresh = {"own_data": True, "seed": 2, "data_seed": 100, "grid": 11, "orders": orders}
+    fresh = {"own_data": True, "seed": 2, "data_seed": 100, "grid": 9, "orders": orders}
     return getattr(experiments, name)(**(fresh | settings))
 
 
