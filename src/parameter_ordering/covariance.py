@@ -6,10 +6,10 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from parameter_ordering.coupling import Loss, batch_norms, check_batch_norms
 from parameter_ordering.factors import Rows
-from parameter_ordering.per_sample import Loss, PerSampleGradients, accumulator_dtype
+from parameter_ordering.per_sample import PerSampleGradients, accumulator_dtype
 
 __all__ = ["GradientCovariance", "running_mean"]
 
@@ -26,8 +26,8 @@ class GradientCovariance:
     mean,
 
     .. math::
-        C_t = (1 - \kappa_t) \, C_{t-1} + \kappa_t V_t, \qquad
-        V_t = (g_1 - g_S)(g_1 - g_S)^\top
+        C_t &= (1 - \kappa_t) \, C_{t-1} + \kappa_t V_t, \\
+        V_t &= (g_1 - g_S)(g_1 - g_S)^\top
         \quad \text{or} \quad
         V_t = \frac{1}{S} \sum_{i=1}^{S} (g_i - g_S)(g_i - g_S)^\top
 
@@ -127,9 +127,7 @@ class GradientCovariance:
         self._C = self._zero(memory_limit)
         if initial is not None:
             self._start(initial)
-        self._batch_norms = {
-            name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)
-        }
+        self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
             model, self._parameters, samples == "first", ensemble_dims, reduction == "mean"
         )
@@ -217,13 +215,7 @@ class GradientCovariance:
             )
         if x.shape[E] < 2:
             raise ValueError(f"S = {x.shape[E]}: one sample is its own mean, take S >= 2")
-        for name, layer in self._batch_norms.items():
-            if layer.training or layer.running_mean is None:
-                raise ValueError(
-                    f"{name or 'the model'} is a BatchNorm that takes the statistics of the "
-                    "minibatch: this couples the samples, so none has a gradient of its own; call "
-                    "eval() on this layer, or use GroupNorm or LayerNorm"
-                )
+        check_batch_norms(self._batch_norms.items())
         return x.shape[E]
 
     def _zero(self, memory_limit: int) -> dict[str, Tensor] | Tensor:

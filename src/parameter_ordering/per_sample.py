@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from parameter_ordering.coupling import Loss, check_loss, check_model, rounding
 from parameter_ordering.factors import Rows
 from parameter_ordering.layers import Call, factors, owned, recorded
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-_LOOKED_AT = 64  # samples of a minibatch, for a first-use check that needs one loss for each
 
 
 class PerSampleGradients:
@@ -83,8 +80,9 @@ class PerSampleGradients:
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
             aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
             if trial and aligned:
-                self._check_loss(loss_fn, output, y)
-                self._check_model(loss_fn, output, y, leaf)
+                check_loss(loss_fn, output, y, E, self.mean)
+                if leaf is not None:
+                    check_model(loss_fn, output, y, leaf, E)
             loss.backward(retain_graph=self._retain)
         g_S = {
             name: self._mean(name, unmasked.get(name, w.grad), S)
@@ -96,8 +94,8 @@ class PerSampleGradients:
         by_layer = self.by_layer
         if trial:
             dtypes = {c.output_grad.dtype for c in once.values() if c.output_grad is not None}
-            rounding = max(map(_rounding, dtypes), default=0.0)
-            by_layer = self._confirmed(g, g_S, alone, S, rounding)
+            tolerance = max(map(rounding, dtypes), default=0.0)
+            by_layer = self._confirmed(g, g_S, alone, S, tolerance)
         g = {name: g[name] for name in g.keys() & g_S.keys() & by_layer}
         if rest := sorted(g_S.keys() - g.keys()):
             if self.first_only and alone:
@@ -176,14 +174,14 @@ class PerSampleGradients:
         return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
     def _confirmed(
-        self, g: dict, g_S: dict, alone: Callable | None, S: int, rounding: float
+        self, g: dict, g_S: dict, alone: Callable | None, S: int, tolerance: float
     ) -> set[str]:
         """The parameters for which the first way gives what it should."""
         g_1 = alone(0, g.keys() & g_S.keys()) if alone and g else {}
-        noise = _noise(g_S, rounding)
+        noise = _noise(g_S, tolerance)
 
         def equal(u: Tensor, v: Tensor) -> bool:
-            return bool((u - v).norm() <= rounding * v.norm() + noise)
+            return bool((u - v).norm() <= tolerance * v.norm() + noise)
 
         return {
             name
@@ -204,39 +202,6 @@ class PerSampleGradients:
                     "change that, or leave the parameter out (parameters=...)"
                 )
 
-    def _check_loss(self, loss_fn: Loss, output: Tensor, y: Tensor) -> None:
-        """That the loss is the mean, or the sum, of losses of single samples; looks at some."""
-        o, E = output.detach().requires_grad_(), self.E
-        (together,) = torch.autograd.grad(loss_fn(o, y), o)
-        some = torch.linspace(0, o.shape[E] - 1, min(o.shape[E], _LOOKED_AT)).long().tolist()
-        alone = (loss_fn(o.narrow(E, i, 1), y.narrow(E, i, 1)) for i in some)
-        (apart,) = torch.autograd.grad(sum(alone), o)
-        places = torch.tensor(some, device=o.device)
-        together, apart = together.index_select(E, places), apart.index_select(E, places)
-        scale = o.shape[E] if self.mean else 1
-        if not (scale * together - apart).norm() <= _rounding(o.dtype) * apart.norm():
-            reduction = "mean" if self.mean else "sum"
-            raise ValueError(
-                f"loss_fn is not the {reduction} over samples of a loss of single samples: give "
-                "the other reduction=, or a loss in which all samples weigh the same (not a mean "
-                "with class weights or ignore_index, which depends on what the minibatch holds)"
-            )
-
-    def _check_model(self, loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor | None) -> None:
-        """That the loss of the first sample does not depend on the others."""
-        if x is None:
-            return
-        l_1 = loss_fn(output.narrow(self.E, 0, 1), y.narrow(self.E, 0, 1))
-        (dx,) = torch.autograd.grad(
-            l_1, x, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        if dx.narrow(self.E, 1, x.shape[self.E] - 1).any():
-            raise ValueError(
-                "the model couples the samples: the loss of the first depends on the inputs of the "
-                "others, so it has no gradient of its own; replace the layer that looks across the "
-                "minibatch"
-            )
-
 
 class _WithLoss(nn.Module):
     """A model and its loss as one module: a loss that looks at the parameters sees those given."""
@@ -249,19 +214,14 @@ class _WithLoss(nn.Module):
         return self.loss_fn(self.model(x), y)
 
 
-def _rounding(dtype: torch.dtype) -> float:
-    """How far two orders of computing may be apart, TF32 too; what is wrong is off by about 1."""
-    return torch.finfo(dtype).eps ** 0.4
-
-
 def accumulator_dtype(parameter: Tensor) -> torch.dtype:
     """A running mean in half precision would soon stop to move."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def _noise(g_S: dict[str, Tensor], rounding: float) -> float:
+def _noise(g_S: dict[str, Tensor], tolerance: float) -> float:
     """What rounding may leave of a gradient that vanishes, measured by the largest."""
-    return 1e-3 * rounding * max((float(g.norm()) for g in g_S.values()), default=0.0)
+    return 1e-3 * tolerance * max((float(g.norm()) for g in g_S.values()), default=0.0)
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Refusing models and losses that couple the samples of a minibatch.
+
+The covariance (2.6) is that of the gradients of single samples: these exist where the loss of a
+minibatch is the mean, or the sum, of losses l(f(x_i), y_i) in which the other samples have no part.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_LOOKED_AT = 64  # samples at most, since each needs a loss of its own
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that may take the statistics of the minibatch, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def check_batch_norms(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """That none of these takes the statistics of the minibatch now."""
+    for name, layer in layers:
+        if layer.training or layer.running_mean is None:
+            raise ValueError(
+                f"{name or 'the model'} is a BatchNorm that takes the statistics of the minibatch: "
+                "this couples the samples, so none has a gradient of its own; call eval() on this "
+                "layer, or use GroupNorm or LayerNorm"
+            )
+
+
+def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -> None:
+    """That the loss is the mean, or the sum, of losses of single samples, which are on axis dim."""
+    o = output.detach().requires_grad_()
+    S = o.shape[dim]
+    some = range(0, S, -(-S // _LOOKED_AT))
+    (together,) = torch.autograd.grad(loss_fn(o, y), o)
+    alone = (loss_fn(o.narrow(dim, i, 1), y.narrow(dim, i, 1)) for i in some)
+    (apart,) = torch.autograd.grad(sum(alone), o)
+    places = torch.tensor(some, device=o.device)
+    together, apart = together.index_select(dim, places), apart.index_select(dim, places)
+    error = (S * together if mean else together) - apart
+    if not error.norm() <= rounding(o.dtype) * apart.norm():
+        reduction = "mean" if mean else "sum"
+        raise ValueError(
+            f"loss_fn is not the {reduction} over samples of a loss of single samples: give the "
+            "other reduction=, or a loss in which all samples weigh the same (not a mean with "
+            "class weights or ignore_index, which depends on what the minibatch holds)"
+        )
+
+
+def check_model(loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor, dim: int) -> None:
+    """That the loss of the first sample does not depend on the others; x is a leaf."""
+    l_1 = loss_fn(output.narrow(dim, 0, 1), y.narrow(dim, 0, 1))
+    (d,) = torch.autograd.grad(l_1, x, retain_graph=True, allow_unused=True, materialize_grads=True)
+    if d.narrow(dim, 1, x.shape[dim] - 1).any():
+        raise ValueError(
+            "the model couples the samples: the loss of the first depends on the inputs of the "
+            "others, so it has no gradient of its own; replace the layer that looks across the "
+            "minibatch"
+        )
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """How far two orders of computing may be apart, TF32 too; what is wrong is off by about 1."""
+    return torch.finfo(dtype).eps ** 0.4

@@ -1,0 +1,62 @@
+"""Which losses and models are taken for ones that treat each sample by itself."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from parameter_ordering.coupling import check_loss, check_model
+
+
+def minibatch(S):
+    torch.manual_seed(0)
+    return torch.randn(S, 4), torch.arange(S) % 4
+
+
+@pytest.mark.parametrize("S", [2, 5, 64, 65, 300])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_means_and_sums(S, reduction):
+    output, y = minibatch(S)
+    loss_fn, mean = nn.CrossEntropyLoss(reduction=reduction), reduction == "mean"
+    check_loss(loss_fn, output, y, 0, mean)
+    with pytest.raises(ValueError, match="give the other reduction="):
+        check_loss(loss_fn, output, y, 0, not mean)
+
+
+@pytest.mark.parametrize("S", [5, 300])
+@pytest.mark.parametrize("settings", [{"weight": torch.arange(1.0, 5.0)}, {"ignore_index": 3}])
+def test_weights_that_depend_on_the_minibatch(S, settings):
+    """Their mean divides by what the minibatch holds; their sum is one over samples."""
+    output, y = minibatch(S)
+    check_loss(nn.CrossEntropyLoss(reduction="sum", **settings), output, y, 0, mean=False)
+    with pytest.raises(ValueError, match="class weights or ignore_index"):
+        check_loss(nn.CrossEntropyLoss(**settings), output, y, 0, mean=True)
+
+
+def test_samples_on_a_later_axis():
+    """An ensemble of two: the loss is summed over models, and a mean over samples."""
+    output, y = torch.randn(2, 7, 4), torch.randn(2, 7, 4)
+    check_loss(lambda o, y: (o - y).square().mean((1, 2)).sum(), output, y, 1, mean=True)
+    with pytest.raises(ValueError, match="not the mean over samples"):
+        check_loss(lambda o, y: (o - y).square().sum(), output, y, 1, mean=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "couples"),
+    [
+        (nn.LayerNorm(4), False),
+        (nn.BatchNorm1d(4), True),
+        (lambda x: x - x.mean(0), True),
+        (lambda x: x.cumsum(0), False),  # the first does not see the others
+        (lambda x: x.flip(0).cumsum(0).flip(0), True),
+        (lambda x: x.roll(1, 0), True),
+    ],
+)
+def test_models(model, couples):
+    x, y = minibatch(5)
+    x.requires_grad_()
+    if couples:
+        with pytest.raises(ValueError, match="the model couples the samples"):
+            check_model(F.cross_entropy, model(x), y, x, 0)
+    else:
+        check_model(F.cross_entropy, model(x), y, x, 0)
