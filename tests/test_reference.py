@@ -13,7 +13,7 @@ import xarray as xr
 from parameter_ordering import experiments, reference, study
 from parameter_ordering.book.cli import main
 from parameter_ordering.ledger import Row
-from parameter_ordering.reference import C, accept, problems, stored, table
+from parameter_ordering.reference import UNITS, accept, problems, stored, table
 from parameter_ordering.store import NotStored, Store, only_stored, results
 from parameter_ordering.verdict import SUPPORTED
 
@@ -68,7 +68,7 @@ def test_no_reference_is_a_problem(tmp_path):
 def test_only_the_number_that_moved_is_named(tmp_path, sign, where):
     path, data = tmp_path / "reference.csv", dataset()
     accept(path, {"a": dataset(1), "mnist, early": data})
-    near, far = (shifted(data, sign * C * share, **where) for share in (0.9, 1.1))
+    near, far = (shifted(data, sign * UNITS * share, **where) for share in (0.9, 1.1))
     assert problems(path, {"a": dataset(1), "mnist, early": near}) == []
     (line,) = problems(path, {"a": dataset(1), "mnist, early": far})
     assert line.startswith("mnist, early: order random, test loss at k = 7 is ")

@@ -9,11 +9,16 @@ are in a shard is a setting. What another processor, BLAS, torch or device round
 in the last bits; training amplifies that until single runs part, and an order may change where
 variances nearly tie. So results are compared as means over runs, on the scale of their spread.
 
-**How far a mean may move.** The same seeds on two machines are at worst independent sets of runs,
-whose means differ with standard deviation :math:`\sqrt 2\,\mathrm{SE}`. A value is as it was when
+**How far a mean may move.** The unit is :math:`\sqrt 2\,\mathrm{SE}`, by which the means of two
+independent sets of runs differ. A value is as it was when
 
-.. math:: |\text{mean} - \text{reference}| \le c \sqrt 2\,\mathrm{SE} + f, \qquad c = 0.5.
+.. math:: |\text{mean} - \text{reference}| \le \tfrac14 \sqrt 2\,\mathrm{SE} + f
 
+with f the share 1e-5 of the largest mean of the case, for rounding where runs do not differ. Torch
+and MKL made to run code for older processors moved means by up to 0.003 units at the early t0
+(Synthetic 1, Boston, MNIST) and 0.013 at t0 = 10000 (Boston): a twentieth of what is allowed. Runs
+with other seeds move about one unit, so among thousands of values they do not pass, nor does a
+change that shifts the mean by more than 0.07 standard deviations of single runs.
 """
 
 from functools import partial
@@ -29,7 +34,7 @@ from parameter_ordering.files import replacing
 from parameter_ordering.ledger import Row, judge
 from parameter_ordering.store import NotStored, only_stored, results
 
-C = 0.5
+UNITS = 0.25
 FLOOR = 1e-5
 EXPERIMENTS = (*study.NAMES, "synthetic_2")
 WHERE = ["case", "order", "split", "k"]
@@ -58,7 +63,7 @@ def moved(reference: pd.DataFrame, now: pd.DataFrame) -> list[str]:
     """What is not as in the reference, a line for each value that moved, is gone or is new."""
     both = reference.add_suffix("_reference").join(now, how="outer")
     largest = both["mean_reference"].abs().groupby("case").transform("max")
-    allowed = C * sqrt(2) * both["standard_error_reference"] + FLOOR * largest
+    allowed = UNITS * sqrt(2) * both["standard_error_reference"] + FLOOR * largest
     # Written so that NaN, on either side, is no agreement.
     agree = (both["mean"] - both["mean_reference"]).abs() <= allowed
     lines = []
