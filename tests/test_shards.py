@@ -139,6 +139,38 @@ def test_a_process_has_one_thread(monkeypatch):
     assert found == [(piece, ("1", "1")) for piece in range(3)]
 
 
+BUSY = """
+import time
+from parameter_ordering.parallel import side_by_side
+
+def work(path):
+    for _ in range(600):
+        with open(path, "a") as file:
+            file.write("x")
+        time.sleep(0.1)
+
+list(side_by_side(work, {paths}, jobs=2))
+"""
+
+
+def test_no_process_outlives_a_killed_parent(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(paths=[str(path) for path in paths])],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        stderr=subprocess.DEVNULL,
+    )
+    while parent.poll() is None and not all(path.exists() for path in paths[:2]):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    time.sleep(3)
+    sizes = [path.stat().st_size for path in paths[:2]]
+    time.sleep(1)
+    assert [path.stat().st_size for path in paths[:2]] == sizes
+    assert not paths[2].exists()
+
+
 def test_a_shard_has_one_thread(monkeypatch):
     seen = []
     monkeypatch.setattr(tiny().__class__, "loss", staticmethod(_watched(seen)))

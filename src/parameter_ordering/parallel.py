@@ -4,7 +4,9 @@ Which piece runs where changes no result: a worker has one thread for torch, and
 is not, source for source and version for version, what the caller has.
 """
 
+import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -68,11 +70,23 @@ def side_by_side(
 def _in_processes(work: Callable[[P], R], pieces: Sequence[P], jobs: int) -> Iterator[tuple[P, R]]:
     with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
         parallel = Parallel(batch_size=1, return_as="generator_unordered")
-    yield from parallel(delayed(_with_piece)(work, piece) for piece in pieces)
+    yield from parallel(delayed(_with_parent)(work, os.getpid(), piece) for piece in pieces)
 
 
-def _with_piece(work: Callable[[P], R], piece: P) -> tuple[P, R]:
-    return piece, work(piece)
+def _with_parent(work: Callable[[P], R], parent: int, piece: P) -> tuple[P, R]:
+    """Piece and result; the process ends if its parent was killed, for nobody wants them then."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            if os.getppid() != parent:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        return piece, work(piece)
+    finally:
+        done.set()
 
 
 def _on_cluster(
