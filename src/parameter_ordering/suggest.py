@@ -26,7 +26,8 @@ class Suggestion(NamedTuple):
         k: the largest candidate up to which no upper bound passes the tolerance.
         candidates: the values of k that were tried, increasing, the first 0; int64, shape (K,).
         growth: the mean growth of the loss at each candidate, in units of the loss; 0 at k = 0.
-        lower, upper: its bounds at each candidate; each holds with probability ``confidence``.
+        lower: its lower bound at each candidate.
+        upper: its upper bound; each of the two holds with probability ``confidence``.
     """
 
     k: int
