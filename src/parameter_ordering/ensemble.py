@@ -44,10 +44,8 @@ class Linear(nn.Linear):
 def stack(models: Sequence[nn.Module]) -> nn.Module:
     """One module with parameters (R, 1, ...) from R models of the same structure.
 
-    Raises
-    ------
-    TypeError
-        if a model has parameters outside ``nn.Linear``, the only layer that is stacked.
+    Raises:
+        TypeError: if a model has parameters outside ``nn.Linear``, the only layer that is stacked.
     """
     stacked = copy.deepcopy(models[0])
     covered = set()
