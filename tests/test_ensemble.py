@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from parameter_ordering.covariance import GradientCovariance
-from parameter_ordering.ensemble import ENSEMBLE_DIMS, Linear, branch, evaluate, stack, summed
+from parameter_ordering.ensemble import (
+    ENSEMBLE_DIMS,
+    Linear,
+    _OneDNN,
+    branch,
+    evaluate,
+    stack,
+    summed,
+)
 from parameter_ordering.freezing import freeze
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.models import (
@@ -31,6 +39,9 @@ KINDS = {
     "linear, squared error": (lambda: linear(N), squared_error),
     "linear, binary cross-entropy": (lambda: linear(N), binary_cross_entropy),
 }
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch is without oneDNN"
+)
 each_kind = pytest.mark.parametrize(("build", "loss"), KINDS.values(), ids=KINDS)
 
 
@@ -151,16 +162,20 @@ def test_covariance_and_ranks_are_those_of_the_models_alone(build, loss, samples
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("own_inputs", [True, False], ids=["own inputs", "shared inputs"])
-@pytest.mark.parametrize("size", [7, 300], ids=["small", "large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_layer_is_many_layers(bias, own_inputs, size, dtype):
+@pytest.mark.parametrize(
+    "products",
+    ["bmm, float64", "bmm, float32", pytest.param("oneDNN, float32", marks=needs_onednn)],
+)
+def test_a_layer_is_many_layers(bias, own_inputs, products, monkeypatch):
+    by_onednn, dtype = products.startswith("oneDNN"), getattr(torch, products.split()[1])
+    monkeypatch.setattr(_OneDNN, "pays", lambda a, b: by_onednn)
     torch.manual_seed(0)
-    layers = [[nn.Linear(size, 40, bias, dtype=dtype) for _ in range(V)] for _ in range(R)]
+    layers = [[nn.Linear(7, 4, bias, dtype=dtype) for _ in range(V)] for _ in range(R)]
     weight = torch.stack([torch.stack([each.weight for each in run]) for run in layers]).detach()
     b = torch.stack([torch.stack([each.bias for each in run]) for run in layers]) if bias else None
     layer = Linear(weight, b.detach() if bias else None)
-    x = torch.randn(R, V if own_inputs else 1, S, size, dtype=dtype, requires_grad=True)
-    pull = torch.randn(R, V, S, 40, dtype=dtype)
+    x = torch.randn(R, V if own_inputs else 1, S, 7, dtype=dtype, requires_grad=True)
+    pull = torch.randn(R, V, S, 4, dtype=dtype)
     layer(x).backward(pull)
     x_grad = torch.zeros_like(x)
     for r in range(R):
@@ -175,6 +190,14 @@ def test_a_layer_is_many_layers(bias, own_inputs, size, dtype):
                 torch.testing.assert_close(layer.bias.grad[r, v], alone.bias.grad)
             x_grad[place] += rows.grad
     torch.testing.assert_close(x.grad, x_grad)
+
+
+@needs_onednn
+def test_onednn_multiplies_what_is_large_and_float32():
+    large, inputs = torch.zeros(2, 840, 200), torch.zeros(2, 32, 200)
+    assert _OneDNN.pays(large, inputs)
+    assert not _OneDNN.pays(large[:, :42], inputs)
+    assert not _OneDNN.pays(large.double(), inputs.double())
 
 
 @each_kind

@@ -33,12 +33,42 @@ class Linear(nn.Linear):
         runs, variants, out, _ = self.weight.shape
         first, last = (1, 2) if x.size(1) == 1 else (0, 1)
         weight = self.weight.flatten(first, last)
-        x = x.flatten(0, 1).mT.expand(len(weight), -1, -1)
-        if self.bias is None:
-            y = torch.bmm(weight, x)
-        else:
-            y = torch.baddbmm(self.bias.reshape(*weight.shape[:2], 1), weight, x)
+        x = x.flatten(0, 1).expand(len(weight), -1, -1)
+        y = _OneDNN.apply(weight, x) if _OneDNN.pays(weight, x) else torch.bmm(weight, x.mT)
+        if self.bias is not None:
+            y += self.bias.reshape(*weight.shape[:2], 1)
         return y.view(runs, variants, out, -1).mT
+
+
+class _OneDNN(torch.autograd.Function):
+    """Products a b^T of large matrices a (B, m, n) and b (B, S, n), one after the other.
+
+    On CPUs where the MKL behind ``torch.bmm`` leaves the widest instructions unused, they take half
+    its time. No public function of torch gives dense float32 matrices to oneDNN; this operator is
+    the one that ``torch.compile`` calls.
+    """
+
+    @staticmethod
+    def pays(a: Tensor, b: Tensor) -> bool:
+        """Whether the products are large enough to make up for calling each of them."""
+        on_cpu = a.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        return on_cpu and a.dtype == torch.float32 and a[0].numel() * b.size(1) >= 1e6
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return _OneDNN._products(a, b)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        a, b = ctx.saved_tensors
+        of_b = torch.bmm(gradient.mT, a) if ctx.needs_input_grad[1] else None
+        return _OneDNN._products(gradient, b.mT), of_b
+
+    @staticmethod
+    def _products(a: Tensor, b: Tensor) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        return torch.stack([product(u, v, None, "none", [], "") for u, v in zip(a, b, strict=True)])
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
