@@ -311,6 +311,7 @@ class Experiment(ABC):
     def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
         """The results of some runs, trained together on one thread."""
         with _one_thread():
+            _keep_freed_memory()
             sets, k = self._data(runs), self.k
             model, minibatches = self._start(sets, runs)
             trained = self._trained(sets, runs, model, minibatches)
@@ -407,3 +408,11 @@ def _one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc keep what a step frees for the next: each page given back costs a fault.
+
+    glibc keeps as much as twice the largest block ever freed, not counting those above 32 MiB.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
