@@ -45,14 +45,14 @@ class _OneDNN(torch.autograd.Function):
 
     On CPUs where the MKL behind ``torch.bmm`` leaves the widest instructions unused, they take half
     its time. No public function of torch gives dense float32 matrices to oneDNN; this operator is
-    the one that ``torch.compile`` calls.
+    the one that ``torch.compile`` calls. A torch without it uses ``torch.bmm``.
     """
 
     @staticmethod
     def pays(a: Tensor, b: Tensor) -> bool:
         """Whether the products are large enough to make up for calling each of them."""
-        on_cpu = a.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        return on_cpu and a.dtype == torch.float32 and a[0].numel() * b.size(1) >= 1e6
+        there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and a.device.type == "cpu"
+        return there and a.dtype == torch.float32 and a[0].numel() * b.size(1) >= 1e6
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
