@@ -74,6 +74,7 @@ def one_data_set(**settings) -> Cases:
     for name, widths in NARROW_AND_WIDE.items():
         pair = {"orders": PAIR, "grid": 11} | settings
         nets = [getattr(experiments, name)(hidden=hidden, **pair) for hidden in widths]
+        nets = [net.replace(horizon=2 * net.horizon) for net in nets]  # narrow nets take longer
         for t0, variant in (("early", lambda net: net), ("rule", lambda net: late(net, PAIR))):
             cases[f"{name}_width", t0] = _side_by_side(nets, widths, variant)
     cases["mnist_cost", "early"] = results(StepCost())
