@@ -201,7 +201,9 @@ class _Freezing:
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for p, part in self.parts.items():
-            part.after_step(p)
+            # Weight decay goes into Adam's moments of what is frozen, unless autograd needs these.
+            if part.after_step(p) and isinstance(optimizer, Adam) and p.grad_fn is None:
+                part.forget(p, optimizer.state.get(p, {}))
 
 
 def _part(group: dict, p: Tensor, mask: Tensor, name: str) -> FrozenPart:

@@ -50,11 +50,13 @@ class FrozenPart:
         self._still &= still  # moments that are not zero any more could move them later
         self._saved = None if self._still else self._save(p)
 
-    def after_step(self, p: Tensor) -> None:
-        """Put back what the step did to the frozen values."""
-        if self._saved is not None:
-            self._put_back_(p, self._saved)
-            self._saved = None
+    def after_step(self, p: Tensor) -> bool:
+        """Put back what the step did to the frozen values; whether there was anything to do."""
+        if self._saved is None:
+            return False
+        self._put_back_(p, self._saved)
+        self._saved = None
+        return True
 
     def forget(self, p: Tensor, state: dict) -> None:
         """Zero the moments of Adam where the parameter is frozen."""

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,7 @@ class Build(multiprocessing.get_context("fork").Process):
 
     def run(self) -> None:
         """The build itself."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
         os.environ.update(self._book.environment(**self._extra))
         sys.path.insert(0, str(self._book.root / "lib"))
         for stream in (1, 2):
