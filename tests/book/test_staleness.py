@@ -181,6 +181,28 @@ def test_a_new_version_makes_stale_what_imports_it(built, monkeypatch, package, 
     assert all(f'package {package} "{version(package)}" -> "999"' == why for why in found.values())
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "stale"),
+    [
+        ({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}, False),
+        ({"a": 1, "b": [1, 2]}, {"b": [2, 1], "a": 1}, True),
+        ({"a": 1}, {"a": True}, True),
+    ],
+)
+def test_a_parameter_that_is_a_mapping(built, before, now, stale):
+    def give(value):
+        cells = ["# Two", "settings = {}", "settings"]
+        built.write_notebook("two", cells, tagged=1)
+        profiles = {"smoke": {TWO: {"settings": value}}}
+        (built.root / "chapters/parameters.yml").write_text(json.dumps(profiles))
+
+    give(before)
+    status, output = built.command("execute", "two", "--profile", "smoke")
+    assert status == 0, output
+    give(now)
+    assert states(built, "smoke")[TWO].runs == stale
+
+
 def test_profiles_do_not_share_outputs(built):
     assert all("profile smoke" in state.why for state in states(built, "smoke").values())
     assert not any(state.runs for state in states(built).values())

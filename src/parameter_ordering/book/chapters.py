@@ -156,7 +156,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         why.append(f"code cell {', '.join(changed)} changed")
     for kind in ("parameters", "sources", "packages", "data"):
         for name in sorted(before[kind].keys() | now[kind].keys()):
-            old, new = (json.dumps(inputs[kind].get(name)) for inputs in (before, now))
+            old, new = (
+                json.dumps(inputs[kind].get(name), sort_keys=True) for inputs in (before, now)
+            )
             if old != new:
                 plain = kind in ("sources", "data")
                 why.append(
