@@ -85,7 +85,7 @@ class Experiment(ABC):
     horizon: int = 5000
     window: int = 1000
     tolerance: float = 0.05
-    shard: int = 13
+    shard: int = 5
     device: str = "cpu"
 
     def __new__(cls, **settings):

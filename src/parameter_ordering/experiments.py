@@ -48,6 +48,7 @@ class BostonHousing(Experiment):
     iterations: int = 3000
     horizon: int = 6500
     hidden: int = 20
+    shard: int = 9
     loss = staticmethod(models.squared_error)
 
     def data(self) -> data.Data:
@@ -70,6 +71,7 @@ class Synthetic3(Experiment):
     iterations: int = 4000
     horizon: int = 7500
     objects: int = 20_000
+    shard: int = 9
     loss = staticmethod(models.squared_error)
 
     def data(self) -> data.Data:
@@ -94,7 +96,6 @@ class MNIST(Experiment):
     horizon: int = 3000
     mnist_source: str = "subset"
     hidden: int = 10
-    shard: int = 6  # of larger ones malloc would give a gradient's memory back after every step
     loss = staticmethod(models.cross_entropy)
 
     def data(self) -> data.Data:
@@ -117,6 +118,7 @@ class Synthetic2(Experiment):
     iterations: int = 2500
     horizon: int = 12_000
     objects: int = 10_000
+    shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)
 
     def data(self) -> data.Data:
@@ -140,6 +142,7 @@ class BreastCancer(Experiment):
     t0: int = 100
     iterations: int = 1000
     hidden: int = 20
+    shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)
 
     def data(self) -> data.Data:
