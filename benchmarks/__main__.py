@@ -1,0 +1,49 @@
+"""``python -m benchmarks [NAME ...] [--quick]``: measures, prints, and keeps a record of each."""
+
+import argparse
+import json
+import os
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from parameter_ordering.origin import origin
+
+FOLDER = Path(__file__).parent
+NAMES = ("engine", "covariance", "masked_adam", "selection", "training_cost", "build")
+VERSIONS = ("torch", "numpy", "jax", "optax", "backpack-for-pytorch")
+
+
+def main() -> None:
+    """Run the benchmarks that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="few rounds, no record")
+    given = parser.parse_args()
+    for name in given.names or NAMES:
+        if name not in NAMES:
+            parser.error(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")
+        rows = import_module(f"benchmarks.{name}").run(quick=given.quick)
+        print(f"\n{name}\n{pd.DataFrame(rows).to_string(index=False)}", flush=True)
+        if not given.quick:
+            _keep(name, rows)
+
+
+def _keep(name: str, rows: list[dict]) -> None:
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": origin()["machine"],
+        "cores": os.cpu_count(),
+        "versions": {package: version(package) for package in VERSIONS},
+        "rows": rows,
+    }
+    path = FOLDER / "records" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Microseconds per model and step of the second phase, 25 runs of 42 variants, on each experiment.
+
+- engine: as the book runs it, ``Experiment.run`` on shards of runs, one process a core;
+- plain: one ``nn.Module`` and ``torch.optim.Adam`` at a time, its gradient masked and its frozen
+  values put back;
+- JAX: the program of :mod:`benchmarks.engine_jax`, as one program on all cores and cut into the
+  shards of the engine, one process a core; the faster of the two counts;
+- products: the matrix products of a step alone, by ``torch.bmm``, in the processes of the engine.
+
+All of them in turns; medians over the rounds. A step is gradient, mask and Adam; the engine and JAX
+also fetch their minibatches and look at the loss, the plain way is given its minibatch.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import count
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks.engine_jax import train as train_by_jax
+from benchmarks.turns import Program, seconds_a_step
+from parameter_ordering import experiments
+from parameter_ordering.experiment import Experiment
+
+RUNS, ORDERS = 25, ("covariance", "random")
+PLAIN = 10  # models, one after the other; their time is per model
+STEPS = {  # of a turn, about half a second
+    "synthetic_1": 60,
+    "mnist": 30,
+    "boston_housing": 300,
+    "synthetic_2": 600,
+    "synthetic_3": 600,
+}
+
+
+def run(quick: bool = False) -> list[dict]:
+    """A row for each experiment; ``quick`` shows that it runs, and measures little."""
+    names = ("boston_housing", "synthetic_2") if quick else STEPS
+    return [measure(name, runs=4, steps=5, rounds=1) if quick else measure(name) for name in names]
+
+
+def measure(name: str, runs: int = RUNS, steps: int | None = None, rounds: int = 11) -> dict:
+    steps = steps or STEPS[name]
+    experiment = getattr(experiments, name)(runs=runs, orders=ORDERS, t0=1, iterations=10**9)
+    cores = os.cpu_count()
+    shards = [
+        range(start, min(start + experiment.shard, runs))
+        for start in range(0, runs, experiment.shard)
+    ]
+    of_shards = [(experiment, shard) for shard in shards]
+    for_jax = [_for_jax(experiment, len(shard), steps) for shard in shards]
+    whole = [_for_jax(experiment, runs, steps)]
+    programs = {
+        "engine": Program(engine, of_shards, jobs=cores),
+        "plain": Program(plain, [experiment]),
+        "JAX, one program": Program(train_by_jax, whole, threads=cores),
+        "JAX, in shards": Program(train_by_jax, for_jax, jobs=cores),
+        "products": Program(products, of_shards, jobs=cores),
+    }
+    models = runs * len(ORDERS) * experiment.grid
+    times = seconds_a_step(programs, steps, rounds)
+    row = {"experiment": name, "p": experiment.p, "shard": experiment.shard}
+    for program, seconds in times.items():
+        row[program] = 1e6 * median(seconds) / (PLAIN if program == "plain" else models)
+    jax = min(row["JAX, one program"], row["JAX, in shards"])
+    ratios = {"engine / JAX": row["engine"] / jax, "plain / engine": row["plain"] / row["engine"]}
+    return row | ratios
+
+
+def engine(share: tuple[Experiment, range], tick: Callable[[], None]) -> None:
+    experiment, runs = share
+    experiment._shard(runs, lambda loss: tick())
+
+
+def plain(experiment: Experiment, tick: Callable[[], None]) -> None:
+    data, S = experiment.data(), experiment.S
+    models = [experiment.build() for _ in range(PLAIN)]
+    optimizers = [torch.optim.Adam(model.parameters(), lr=experiment.lr) for model in models]
+    masks = [torch.rand(w.shape) < 0.5 for w in models[0].parameters()]
+    for t in count():
+        start = t * S % (len(data.x_train) - S)
+        x, y = data.x_train[start : start + S], data.y_train[start : start + S]
+        for model, optimizer in zip(models, optimizers, strict=True):
+            before = [w.detach().clone() for w in model.parameters()]
+            optimizer.zero_grad()
+            experiment.loss(model(x), y).mean().backward()
+            for w, mask in zip(model.parameters(), masks, strict=True):
+                w.grad.masked_fill_(mask, 0)
+            optimizer.step()
+            with torch.no_grad():
+                for w, mask, kept in zip(model.parameters(), masks, before, strict=True):
+                    w.copy_(torch.where(mask, kept, w))
+        tick()
+
+
+def products(share: tuple[Experiment, range], tick: Callable[[], None]) -> None:
+    experiment, runs = share
+    R, V, S = len(runs), len(ORDERS) * experiment.grid, experiment.S
+    first, *others = [layer for layer in experiment.build() if isinstance(layer, nn.Linear)]
+    x = torch.randn(R, S, first.in_features)
+    w = torch.randn(R, V * first.out_features, first.in_features)
+    d = torch.randn(R, V * first.out_features, S)
+    deeper = [
+        (
+            torch.randn(R * V, layer.out_features, layer.in_features),
+            torch.randn(R * V, layer.in_features, S),
+            torch.randn(R * V, layer.out_features, S),
+        )
+        for layer in others
+    ]
+    while True:
+        torch.bmm(w, x.mT)
+        torch.bmm(d, x)
+        for weight, inputs, gradients in deeper:
+            torch.bmm(weight, inputs)
+            torch.bmm(gradients, inputs.mT)
+            torch.bmm(weight.mT, gradients)
+        tick()
+
+
+def _for_jax(experiment: Experiment, runs: int, steps: int) -> dict:
+    layers = [layer for layer in experiment.build() if isinstance(layer, nn.Linear)]
+    return {
+        "layers": [layers[0].in_features, *[layer.out_features for layer in layers]],
+        "loss": experiment.loss.__name__,
+        "runs": runs,
+        "variants": len(ORDERS) * experiment.grid,
+        "objects": len(experiment.data().y_train),
+        "S": experiment.S,
+        "lr": experiment.lr,
+        "steps": steps,
+    }
