@@ -37,6 +37,7 @@ def _keep(name: str, rows: list[dict]) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": origin()["machine"],
         "cores": os.cpu_count(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "versions": {package: version(package) for package in VERSIONS},
         "rows": rows,
     }
