@@ -7,9 +7,6 @@ time, since a way finds the caches as the one before has left them.
 """
 
 import argparse
-import random
-import statistics
-import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -20,6 +17,7 @@ from backpack.extensions import Variance
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from benchmarks.rounds import interleaved
 from parameter_ordering.covariance import GradientCovariance
 
 MODELS = {
@@ -56,7 +54,7 @@ def measure(model: str, S: int, seconds: float) -> list[dict]:
     """The rows of one model and S, from rounds of all ways for about so many seconds."""
     torch.manual_seed(0)
     x, y = torch.randn(S, 784), torch.randint(0, 10, (S,))
-    medians = _interleaved(_ways(MODELS[model], x, y), seconds)
+    medians = interleaved(_ways(MODELS[model], x, y), seconds)
     return [
         {
             "model": model,
@@ -152,20 +150,6 @@ def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Cal
     if len(x) * sum(w.numel() for w in build().parameters()) * 4 < MEMORY:
         ways["torch.func.vmap(grad)"] = with_vmap
     return {name: way() for name, way in ways.items()}
-
-
-def _interleaved(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
-    """Median seconds of each way."""
-    for way in ways.values():
-        way()
-    times, order, end = {name: [] for name in ways}, list(ways), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["backward"]) < 3:
-        random.shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            ways[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,15 +6,13 @@ there already. The first is Adam with nothing frozen, the second what one writes
 """
 
 import argparse
-import random
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from benchmarks.rounds import interleaved
 from parameter_ordering.freezing import freeze
 from parameter_ordering.masked_adam import MaskedAdam
 
@@ -39,7 +37,7 @@ def measure(shapes: list[tuple], share: float, seconds: float) -> list[dict]:
         "MaskedAdam(weight_decay=0.01)": _masked_adam(masks, weight_decay=0.01),
         "MaskedAdam(compact=True)": _masked_adam(masks, compact=True),
     }
-    medians = _interleaved({name: step for name, (step, _) in ways.items()}, seconds)
+    medians = interleaved({name: step for name, (step, _) in ways.items()}, seconds)
     return [
         {
             "k/p": share,
@@ -107,20 +105,6 @@ def _tensors(held: object) -> list[Tensor]:
 def _bytes(tensors: list[Tensor]) -> int:
     """Storage that is held twice counts once; the scalar ``step`` of a tensor counts too."""
     return sum({x.untyped_storage().data_ptr(): x.nbytes for x in tensors}.values())
-
-
-def _interleaved(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
-    """Median seconds of each way; the order within a round is drawn anew each time."""
-    for way in ways.values():
-        way()
-    times, order, end = {name: [] for name in ways}, list(ways), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[order[0]]) < 3:
-        random.shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            ways[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def main() -> None:

@@ -17,12 +17,7 @@ from parameter_ordering.per_sample import PerSampleGradients
 S = 6
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def brute_force(model, loss_fn, x, y):

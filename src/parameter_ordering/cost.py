@@ -15,6 +15,7 @@ from tqdm import tqdm
 from parameter_ordering import experiments
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.data import Data
+from parameter_ordering.experiment import one_thread
 from parameter_ordering.freezing import freeze
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.order import frozen_mask
@@ -48,14 +49,10 @@ class StepCost:
         x, y = data.x_train[: self.S], data.y_train[: self.S]
         p = experiments.mnist().p
         k = [0, round(0.5 * p), round(0.9 * p), round(0.99 * p)]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             trainers = [self._training(x, y, each) for each in k]
             rounds = tqdm(range(self.runs), disable=not progress, desc=self.name)
             seconds = [[self._time(each) for each in trainers] for _ in rounds]
-        finally:
-            torch.set_num_threads(threads)
         provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
         return xr.Dataset(
             {"seconds": (("run", "k"), np.array(seconds))},

@@ -224,20 +224,20 @@ class Experiment(ABC):
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
         """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
         runs = range(self.runs)
-        sets = self._data(runs)
-        model, minibatches = self._start(sets, runs)
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
         every = max(1, self.window // 10)
         marks = range(0, self.horizon + 1, every)
-        curves = [self._evaluate(model, sets)[..., 0]]
-        with _one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+        with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+            parts = self._parts(self._data(runs))
+            model, minibatches = self._start(parts[0], runs)
+            optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
+            curves = [self._evaluate(model, parts)[..., 0]]
             for _ in bar:
                 for _ in range(every):
                     x, y = next(minibatches)
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
                     optimizer.step()
-                curves.append(self._evaluate(model, sets)[..., 0])
+                curves.append(self._evaluate(model, parts)[..., 0])
                 bar.set_postfix(loss=f"{curves[-1][0].mean():.4g}")
         loss = np.stack(curves, -1)
         return xr.Dataset(
@@ -267,16 +267,23 @@ class Experiment(ABC):
                 raise ValueError(f"S = {self.S}: there are {len(data.x_train)} training objects")
         return sets
 
-    def _objects(self, sets: Sequence[Data], part: str) -> tuple[Tensor, Tensor]:
-        """x (sets, m, n) and y (sets, m) of the training or of the test part."""
-        x, y = (torch.stack([getattr(d, f"{name}_{part}") for d in sets]) for name in "xy")
-        return x.to(self.device), y.to(self.device)
+    def _parts(self, sets: Sequence[Data]) -> list[tuple[Tensor, Tensor]]:
+        """x (sets, m, n) and y (sets, m) of the training part, and of the test part."""
+        train = [
+            torch.stack(each) for each in zip(*((d.x_train, d.y_train) for d in sets), strict=True)
+        ]
+        test = [
+            torch.stack(each) for each in zip(*((d.x_test, d.y_test) for d in sets), strict=True)
+        ]
+        return [(x.to(self.device), y.to(self.device)) for x, y in (train, test)]
 
-    def _start(self, sets: Sequence[Data], runs: Sequence[int]) -> tuple[nn.Module, Minibatches]:
+    def _start(
+        self, objects: tuple[Tensor, Tensor], runs: Sequence[int]
+    ) -> tuple[nn.Module, Minibatches]:
+        """The models with fresh weights, and their minibatches out of x and y."""
         weight_seeds = seeds(self.seed, "weights", [0] * len(runs) if self.shared_weights else runs)
         model = build_all(self.build, weight_seeds).to(self.device)
-        x, y = self._objects(sets, "train")
-        return model, Minibatches(x, y, self.S, seeds(self.seed, "minibatches", runs))
+        return model, Minibatches(*objects, self.S, seeds(self.seed, "minibatches", runs))
 
     def _trained(
         self, sets: Sequence[Data], runs: Sequence[int], model: nn.Module, minibatches: Minibatches
@@ -304,16 +311,16 @@ class Experiment(ABC):
             common_seed=seeds(self.seed, "common order", [0])[0],
         )
 
-    def _evaluate(self, model: nn.Module, sets: Sequence[Data]) -> np.ndarray:
-        parts = [self._objects(sets, part) for part in ("train", "test")]
+    def _evaluate(self, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
         return torch.stack([evaluate(model, self.loss, x, y) for x, y in parts]).cpu().numpy()
 
     def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
         """The results of some runs, trained together on one thread."""
-        with _one_thread():
+        with one_thread():
             _keep_freed_memory()
             sets, k = self._data(runs), self.k
-            model, minibatches = self._start(sets, runs)
+            parts = self._parts(sets)
+            model, minibatches = self._start(parts[0], runs)
             trained = self._trained(sets, runs, model, minibatches)
             by_parameter = {"w0": _flat(trained.start)}
             by_parameter["start_variance"] = _flat(exact_variance(trained))
@@ -333,7 +340,7 @@ class Experiment(ABC):
                     f"{self.name}, {where}: the loss is {e.loss} at iteration {e.t}; "
                     f"take a smaller lr than {self.lr}"
                 ) from None
-            loss = self._evaluate(model, sets).reshape(2, len(runs), len(self.orders), len(k))
+            loss = self._evaluate(model, parts).reshape(2, len(runs), len(self.orders), len(k))
         variables = {
             "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
             "ranks": (
@@ -396,10 +403,10 @@ def _flat(tensors) -> np.ndarray:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread: shards run side by side, and results do not depend on how many cores.
 
-    And one shard at a time in a process, as torch's seed and number of threads are the process's.
+    And one at a time in a process, as torch's seed and number of threads are the process's.
     """
     with _ALONE:
         threads = torch.get_num_threads()

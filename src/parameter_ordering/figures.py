@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from parameter_ordering.growth import mean_growth
+from parameter_ordering.growth import growth_ratio
 from parameter_ordering.order import mean_frozen
-from parameter_ordering.statistics import Ratio, is_well_above_zero
 
 _PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
 _LOOK = {
@@ -280,12 +279,10 @@ def comparison_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
     orders = list(dict.fromkeys(orders))
     for axis, (name, data) in zip(axes, compared.items(), strict=True):
-        growth = mean_growth(data.loss.sel(split="test"))
         axis.axvline(1, color="0.5", ls=":", lw=1)
         for place, order in enumerate(orders):
-            theirs = growth.sel(order="random")
-            if order in data.order and is_well_above_zero(theirs):
-                ratio = Ratio(growth.sel(order=order), theirs)
+            ratio = growth_ratio(data, order, "random") if order in data.order else None
+            if ratio is not None:
                 error = np.abs(np.array([ratio.interval()]).T - ratio.value)
                 axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=4, color=COLOURS[order])
         axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))

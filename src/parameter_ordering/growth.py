@@ -9,7 +9,7 @@ orders differ.
 import numpy as np
 import xarray as xr
 
-from parameter_ordering.statistics import Estimate, jackknife
+from parameter_ordering.statistics import Estimate, Ratio, is_well_above_zero, jackknife
 
 
 def mean_growth(loss: xr.DataArray) -> xr.DataArray:
@@ -21,6 +21,16 @@ def mean_growth(loss: xr.DataArray) -> xr.DataArray:
     """
     _check(loss)
     return loss.isel(k=slice(1, -1)).mean("k") - loss.isel(k=0, drop=True)
+
+
+def growth_ratio(data: xr.Dataset, order: str, versus: str) -> Ratio | None:
+    """Mean growth of the test loss in one order as a ratio to that in another, paired by run.
+
+    None where the growth in the other is not well above 0: there is no ratio then.
+    """
+    growth = mean_growth(data.loss.sel(split="test"))
+    ours, theirs = growth.sel(order=order), growth.sel(order=versus)
+    return Ratio(ours, theirs) if is_well_above_zero(theirs) else None
 
 
 def spread_ratio(a: xr.DataArray, b: xr.DataArray) -> Estimate:

@@ -34,7 +34,7 @@ COMPARED = (
 )
 # The sixth was not used in any development.
 CONFIRMED_ON = (*NAMES, "synthetic_2", "breast_cancer")
-# One setting at a time is varied; the middle value, or the first of two, is the book's own.
+# One setting at a time is varied, those of FACTORS by a factor. The book's own value is among them.
 VARIED = {
     "t0": (0.25, 1, 4),
     "lr": (3e-4, 1e-3, 3e-3),

@@ -11,11 +11,11 @@ from pandas.io.formats.style import Styler
 
 from parameter_ordering.claims import Claims, Region
 from parameter_ordering.figures import NAMES
-from parameter_ordering.growth import freezable, mean_growth
+from parameter_ordering.growth import freezable, growth_ratio, mean_growth
 from parameter_ordering.ledger import Row
 from parameter_ordering.scores import SCORES
 from parameter_ordering.stability import rank_correlations, share_near_one, stability
-from parameter_ordering.statistics import Ratio, is_well_above_zero, mean_difference
+from parameter_ordering.statistics import mean_difference
 
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
@@ -47,7 +47,7 @@ def compare(data: xr.Dataset) -> pd.DataFrame:
             "low": low,
             "high": high,
             "spread": float(loss.sel(order=order).isel(k=slice(1, -1)).std("run").mean()),
-            "correlation": stability(rank_correlations(data.ranks.sel(order=order).values)).value,
+            "correlation": _correlation(data, order),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -109,14 +109,12 @@ def sensitivity(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.Dat
     rows = []
     for experiment, setting, value, data in varied:
         row = {"experiment": experiment, "setting": setting, "value": str(value)}
-        growth = mean_growth(data.loss.sel(split="test"))
         for name, order in (("random", "random"), ("within", "random_within_tensors")):
-            if is_well_above_zero(growth.sel(order=order)):
-                ratio = Ratio(growth.sel(order="covariance"), growth.sel(order=order))
+            ratio = growth_ratio(data, "covariance", order)
+            if ratio is not None:
                 row[name] = ratio.value
                 row[f"{name}_low"], row[f"{name}_high"] = ratio.interval()
-        ranks = data.ranks.sel(order="covariance").values
-        row["correlation"] = stability(rank_correlations(ranks)).value
+        row["correlation"] = _correlation(data, "covariance")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -204,9 +202,9 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
             growth.mean("run").drop_sel(order="oracle", errors="ignore").idxmin("order").item()
         )
         for order in data.order.values.tolist():
-            ours, theirs = growth.sel(order=order), growth.sel(order=versus)
-            table.setdefault(order, {})[name] = _ratio(ours, theirs)
-            low, high = mean_difference(ours, growth.sel(order=lowest)).interval()
+            table.setdefault(order, {})[name] = ratio(data, order, versus)
+            difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest))
+            low, high = difference.interval()
             best[order, name] = order == lowest or low <= 0 <= high
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     bold = pd.DataFrame(
@@ -239,10 +237,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
 def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     """Rank correlation between runs, one row an order, one column a data set."""
     columns = {
-        name: {
-            NAMES[order]: stability(rank_correlations(data.ranks.sel(order=order).values)).value
-            for order in data.order.values.tolist()
-        }
+        name: {NAMES[order]: _correlation(data, order) for order in data.order.values.tolist()}
         for name, data in compared.items()
     }
     return pd.DataFrame(columns).style.format("{:.2f}", na_rep="")
@@ -261,13 +256,13 @@ def extras() -> Styler:
 
 def ratio(data: xr.Dataset, order: str, versus: str) -> str:
     """Growth of the test loss in one order as a ratio to that in another, with its interval."""
-    growth = mean_growth(data.loss.sel(split="test"))
-    return _ratio(growth.sel(order=order), growth.sel(order=versus))
-
-
-def _ratio(ours: xr.DataArray, theirs: xr.DataArray) -> str:
-    if not is_well_above_zero(theirs):
+    found = growth_ratio(data, order, versus)
+    if found is None:
         return "–"
-    ratio = Ratio(ours, theirs)
-    low, high = ratio.interval()
-    return f"{ratio.value:.2f} ({low:.2f}–{high:.2f})"
+    low, high = found.interval()
+    return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _correlation(data: xr.Dataset, order: str) -> float:
+    """Spearman's correlation of one order between two runs, mean over pairs."""
+    return stability(rank_correlations(data.ranks.sel(order=order).values)).value
