@@ -17,7 +17,7 @@ from parameter_ordering import data, experiments
 from parameter_ordering.experiment import converged
 from parameter_ordering.orders import ORDERS
 from parameter_ordering.protocol import seeds
-from parameter_ordering.store import Store, results
+from parameter_ordering.store.results import Store, results
 
 BASIC = ("covariance", "random", "random_shared", "random_within_tensors", "covariance_descending")
 TINY = {"runs": 3, "t0": 6, "iterations": 8, "S": 8, "lr": 0.01, "grid": 4}

@@ -20,8 +20,8 @@ from parameter_ordering import experiments, parallel
 from parameter_ordering.book.cli import main
 from parameter_ordering.experiment import Experiment
 from parameter_ordering.parallel import _checked, side_by_side
-from parameter_ordering.sources import dependencies
-from parameter_ordering.store import Store, results
+from parameter_ordering.store.results import Store, results
+from parameter_ordering.store.sources import dependencies
 
 SOURCES = Path(parallel.__file__).parents[1]
 

@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from parameter_ordering.coupling import Loss, batch_norms, check_batch_norms
-from parameter_ordering.factors import Rows
-from parameter_ordering.per_sample import PerSampleGradients, accumulator_dtype
+from parameter_ordering.gradients.coupling import Loss, batch_norms, check_batch_norms
+from parameter_ordering.gradients.factors import Rows
+from parameter_ordering.gradients.per_sample import PerSampleGradients, accumulator_dtype
 
 __all__ = ["GradientCovariance", "running_mean"]
 

@@ -85,7 +85,7 @@ class Experiment(ABC):
     horizon: int = 5000
     window: int = 1000
     tolerance: float = 0.05
-    shard: int = 5
+    shard: int = 13
     device: str = "cpu"
 
     def __new__(cls, **settings):
@@ -168,7 +168,7 @@ class Experiment(ABC):
                 others are put in as soon as they are finished.
 
         Results depend on none of these: bit for bit on machines of one kind, and see
-        ``parameter_ordering.reference`` where they differ.
+        ``parameter_ordering.evidence.reference`` where they differ.
 
         Returns:
             ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);

@@ -48,7 +48,6 @@ class BostonHousing(Experiment):
     iterations: int = 3000
     horizon: int = 6500
     hidden: int = 20
-    shard: int = 9
     loss = staticmethod(models.squared_error)
 
     def data(self) -> data.Data:
@@ -71,7 +70,6 @@ class Synthetic3(Experiment):
     iterations: int = 4000
     horizon: int = 7500
     objects: int = 20_000
-    shard: int = 9
     loss = staticmethod(models.squared_error)
 
     def data(self) -> data.Data:
@@ -118,7 +116,6 @@ class Synthetic2(Experiment):
     iterations: int = 2500
     horizon: int = 12_000
     objects: int = 10_000
-    shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)
 
     def data(self) -> data.Data:
@@ -142,7 +139,6 @@ class BreastCancer(Experiment):
     t0: int = 100
     iterations: int = 1000
     hidden: int = 20
-    shard: int = 9
     loss = staticmethod(models.binary_cross_entropy)
 
     def data(self) -> data.Data:

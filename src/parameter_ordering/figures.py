@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from parameter_ordering.growth import growth_ratio
+from parameter_ordering.evidence.growth import growth_ratio
 from parameter_ordering.order import mean_frozen
 
 _PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]

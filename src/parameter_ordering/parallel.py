@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 
-from parameter_ordering.sources import dependencies, refuse_edited
+from parameter_ordering.store.sources import dependencies, refuse_edited
 
 BACKENDS = ("loky", "dask")
 P = TypeVar("P")

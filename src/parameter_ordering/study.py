@@ -8,7 +8,7 @@ import xarray as xr
 from parameter_ordering import experiments
 from parameter_ordering.cost import StepCost
 from parameter_ordering.experiment import Experiment, converged
-from parameter_ordering.store import results
+from parameter_ordering.store.results import results
 
 PAIR = ("covariance", "random")
 NAMES = ("synthetic_1", "boston_housing", "synthetic_3", "mnist")

@@ -9,13 +9,13 @@ import pandas as pd
 import xarray as xr
 from pandas.io.formats.style import Styler
 
-from parameter_ordering.claims import Claims, Region
+from parameter_ordering.evidence.claims import Claims, Region
+from parameter_ordering.evidence.growth import freezable, growth_ratio, mean_growth
+from parameter_ordering.evidence.ledger import Row
+from parameter_ordering.evidence.stability import rank_correlations, share_near_one, stability
+from parameter_ordering.evidence.statistics import mean_difference
 from parameter_ordering.figures import NAMES
-from parameter_ordering.growth import freezable, growth_ratio, mean_growth
-from parameter_ordering.ledger import Row
 from parameter_ordering.scores import SCORES
-from parameter_ordering.stability import rank_correlations, share_near_one, stability
-from parameter_ordering.statistics import mean_difference
 
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 

@@ -45,7 +45,7 @@ SCIENCE = '''\
 
 import xarray as xr
 
-from parameter_ordering.store import Store
+from parameter_ordering.store.results import Store
 
 
 def square(n):

@@ -10,7 +10,7 @@ from parameter_ordering.book.provenance import folded
 from parameter_ordering.book.settings import Settings
 
 CELLS = [
-    "from parameter_ordering.store import results",
+    "from parameter_ordering.store.results import results",
     "early = results(experiment)",
     "late = results(experiment.replace(t0=9))\ncurve = results(experiment, 'learning_curve')",
     "%matplotlib inline\ndraw(late)",

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from parameter_ordering import sources
 from parameter_ordering.book.settings import BookError, Settings
-from parameter_ordering.files import sha256
+from parameter_ordering.store import sources
+from parameter_ordering.store.files import sha256
 
 RECORD = "parameter_ordering"
 """Our key in a notebook's metadata. An executed one keeps its record there: inputs, results used,

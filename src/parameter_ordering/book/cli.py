@@ -76,7 +76,7 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from parameter_ordering import reference  # torch is slow to import
+    from parameter_ordering.evidence import reference  # torch is slow to import
 
     settings = _settings(given)
     if settings.profile != PAPER:
@@ -95,7 +95,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _accept(given: argparse.Namespace) -> int:
-    from parameter_ordering import ledger, reference  # torch is slow to import
+    from parameter_ordering.evidence import ledger, reference  # torch is slow to import
 
     settings = _settings(given)
     if settings.profile != PAPER:

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from parameter_ordering.book.chapters import RECORD, Chapter, tags
 from parameter_ordering.book.settings import BookError, Settings
-from parameter_ordering.files import lock, sweep
+from parameter_ordering.store.files import lock, sweep
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 

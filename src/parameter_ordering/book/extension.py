@@ -23,7 +23,7 @@ from parameter_ordering.book.check import banner, problems
 from parameter_ordering.book.execute import execute, take_turn
 from parameter_ordering.book.pages import page
 from parameter_ordering.book.settings import PAPER, BookError, Settings
-from parameter_ordering.files import sha256, write_text
+from parameter_ordering.store.files import sha256, write_text
 
 _log = logging.getLogger(__name__)
 

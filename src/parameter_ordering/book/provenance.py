@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from parameter_ordering.book.chapters import Chapter
-from parameter_ordering.sources import python
+from parameter_ordering.store.sources import python
 
 _MANY = 4
 

@@ -18,7 +18,7 @@ from typing import Any
 from sphinx.errors import SphinxError
 from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
-from parameter_ordering.files import sha256
+from parameter_ordering.store.files import sha256
 from parameter_ordering.strict_yaml import load_yaml
 
 JUPYTER_BOOK = "1.0.4.post1"

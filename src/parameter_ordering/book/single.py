@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from parameter_ordering.files import replacing
+from parameter_ordering.store.files import replacing
 
 HELP = """\
 Run an experiment without a notebook. Results (NetCDF) and figures (PNG) are written to --out, under
@@ -25,7 +25,7 @@ of runs that an interrupted call had finished.
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the experiment, write what it gives, print the files' names; gives the exit status."""
     from parameter_ordering import experiments  # torch is slow to import
-    from parameter_ordering.store import Store, results
+    from parameter_ordering.store.results import Store, results
 
     classes = (each for each in vars(experiments).values() if isinstance(each, type))
     known = {each.name: each for each in classes if each.__module__ == experiments.__name__}

@@ -20,8 +20,8 @@ from papermill import PapermillExecutionError, execute_notebook
 from traitlets import default
 
 from parameter_ordering.book.chapters import RECORD
-from parameter_ordering.files import replacing
-from parameter_ordering.origin import origin
+from parameter_ordering.store.files import replacing
+from parameter_ordering.store.origin import origin
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 

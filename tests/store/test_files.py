@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from parameter_ordering.files import lock, replacing, sha256, sweep, write_text
+from parameter_ordering.store.files import lock, replacing, sha256, sweep, write_text
 
 
 def test_a_file_appears_whole(tmp_path):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parameter_ordering.factors import Lookup, Outer, OuterSum, Rows
+from parameter_ordering.gradients.factors import Lookup, Outer, OuterSum, Rows
 
 
 class Call:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from scipy.special import stdtr
 
-from parameter_ordering.statistics import Inference, quantile
+from parameter_ordering.evidence.statistics import Inference, quantile
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -36,7 +36,7 @@ def evidence(quantity: Inference, low: float = -inf, high: float = inf) -> Evide
     ``p`` is the smallest alpha whose 1 - alpha interval holds no boundary: twice the p-value of the
     one-sided test, for a region between two thresholds twice that of the weaker of the two.
 
-    >>> from parameter_ordering.statistics import Estimate
+    >>> from parameter_ordering.evidence.statistics import Estimate
     >>> evidence(Estimate(0.4, 0.05, df=24), high=0.5)
     Evidence(p=0.05..., inside=True)
     """

@@ -10,12 +10,13 @@ import pytest
 import torch
 import xarray as xr
 
-from parameter_ordering import experiments, reference, study
+from parameter_ordering import experiments, study
 from parameter_ordering.book.cli import main
-from parameter_ordering.ledger import Row
-from parameter_ordering.reference import UNITS, accept, problems, stored, table
-from parameter_ordering.store import NotStored, Store, only_stored, results
-from parameter_ordering.verdict import SUPPORTED
+from parameter_ordering.evidence import reference
+from parameter_ordering.evidence.ledger import Row
+from parameter_ordering.evidence.reference import UNITS, accept, problems, stored, table
+from parameter_ordering.evidence.verdict import SUPPORTED
+from parameter_ordering.store.results import NotStored, Store, only_stored, results
 
 ORDERS, SPLITS, K = ["covariance", "random"], ["train", "test"], [0, 7, 301]
 
@@ -136,7 +137,7 @@ def test_nothing_is_computed_and_the_chapters_are_named(tmp_path, monkeypatch):
 
 
 def test_verdicts_are_not_computed(tmp_path):
-    claims = Path(__file__).parents[1] / "chapters" / "claims.yml"
+    claims = Path(__file__).parents[2] / "chapters" / "claims.yml"
     with pytest.raises(NotStored):
         reference.verdicts(tmp_path, claims)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from parameter_ordering.files import sha256
-from parameter_ordering.store import Store, key, results
+from parameter_ordering.store.files import sha256
+from parameter_ordering.store.results import Store, key, results
 
 
 def dataset():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from parameter_ordering.stability import (
+from parameter_ordering.evidence.stability import (
     hidden_units,
     mask_correlations,
     match_by_ranks,

@@ -29,10 +29,10 @@ import pandas as pd
 import xarray as xr
 
 from parameter_ordering import experiments, study
-from parameter_ordering.claims import load_claims
-from parameter_ordering.files import replacing
-from parameter_ordering.ledger import Row, judge
-from parameter_ordering.store import NotStored, only_stored, results
+from parameter_ordering.evidence.claims import load_claims
+from parameter_ordering.evidence.ledger import Row, judge
+from parameter_ordering.store.files import replacing
+from parameter_ordering.store.results import NotStored, only_stored, results
 
 UNITS = 0.25
 FLOOR = 1e-5

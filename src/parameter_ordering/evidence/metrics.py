@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 from scipy.stats import spearmanr
 
-from parameter_ordering import stability as orders
-from parameter_ordering.claims import Claim, Region
-from parameter_ordering.growth import freezable, mean_growth, spread_ratio
-from parameter_ordering.statistics import (
+from parameter_ordering.evidence import stability as orders
+from parameter_ordering.evidence.claims import Claim, Region
+from parameter_ordering.evidence.growth import freezable, mean_growth, spread_ratio
+from parameter_ordering.evidence.statistics import (
     Estimate,
     Inference,
     Ratio,

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from parameter_ordering.statistics import (
+from parameter_ordering.evidence.statistics import (
     Estimate,
     Ratio,
     is_well_above_zero,
     jackknife,
     mean_difference,
 )
-from parameter_ordering.verdict import (
+from parameter_ordering.evidence.verdict import (
     INCONCLUSIVE,
     NOT_SUPPORTED,
     SUPPORTED,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parameter_ordering.coupling import check_loss, check_model
+from parameter_ordering.gradients.coupling import check_loss, check_model
 
 
 def minibatch(S):

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from parameter_ordering.growth import freezable, mean_growth, spread_ratio
+from parameter_ordering.evidence.growth import freezable, mean_growth, spread_ratio
 
 RUNS = 25
 K = np.arange(0, 105, 5)

@@ -2,7 +2,7 @@
 
 One row is one claim on one experiment, at one t0 and, where it is about the loss, on one part of
 the data. P-values are corrected for all rows together by Holm's step-down, and the rule of
-:mod:`parameter_ordering.verdict` makes a verdict of each.
+:mod:`parameter_ordering.evidence.verdict` makes a verdict of each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ from pathlib import Path
 import xarray as xr
 import yaml
 
-from parameter_ordering.claims import OPTIONAL, Claim, Claims, Region
-from parameter_ordering.metrics import METRICS
+from parameter_ordering.evidence.claims import OPTIONAL, Claim, Claims, Region
+from parameter_ordering.evidence.metrics import METRICS
+from parameter_ordering.evidence.verdict import evidence, holm, smallest_effect, verdict
 from parameter_ordering.strict_yaml import load_yaml
-from parameter_ordering.verdict import evidence, holm, smallest_effect, verdict
 
 Results = Mapping[tuple[str, str], xr.Dataset]
 
@@ -54,7 +54,7 @@ def judge(ledger: Claims, results: Results, level: str = "one data set") -> list
     """Judge all claims that are made at a level.
 
     Args:
-        ledger: of :func:`parameter_ordering.claims.load_claims`.
+        ledger: of :func:`parameter_ordering.evidence.claims.load_claims`.
         results: of the experiments, by name and t0, "early" or "rule".
         level: "one data set" or "new data".
 

@@ -9,7 +9,7 @@ orders differ.
 import numpy as np
 import xarray as xr
 
-from parameter_ordering.statistics import Estimate, Ratio, is_well_above_zero, jackknife
+from parameter_ordering.evidence.statistics import Estimate, Ratio, is_well_above_zero, jackknife
 
 
 def mean_growth(loss: xr.DataArray) -> xr.DataArray:

@@ -22,9 +22,9 @@ from typing import Any
 
 import xarray as xr
 
-from parameter_ordering.files import lock, replacing, sha256, sweep, write_text
-from parameter_ordering.origin import origin
-from parameter_ordering.sources import dependencies, refuse_edited
+from parameter_ordering.store.files import lock, replacing, sha256, sweep, write_text
+from parameter_ordering.store.origin import origin
+from parameter_ordering.store.sources import dependencies, refuse_edited
 
 
 class NotStored(LookupError):

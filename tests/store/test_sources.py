@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from parameter_ordering import sources
-from parameter_ordering.sources import Imports, dependencies, fingerprint
+from parameter_ordering.store import sources
+from parameter_ordering.store.sources import Imports, dependencies, fingerprint
 
 FILES = {
     "pack/__init__.py": "from pack.deep import thing\nfrom .other import another as renamed\n",
@@ -74,7 +74,7 @@ def test_nothing_is_imported(folder):
 def test_this_package_leaves_out_what_it_does_not_use():
     found = dependencies("import parameter_ordering.experiment")["sources"]
     assert {"parameter_ordering.covariance", "parameter_ordering.data"} <= found.keys()
-    assert not {"parameter_ordering.figures", "parameter_ordering.store"} & found.keys()
+    assert not {"parameter_ordering.figures", "parameter_ordering.store.results"} & found.keys()
     assert not any(name.startswith("parameter_ordering.book") for name in found)
 
 

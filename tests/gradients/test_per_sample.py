@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parameter_ordering import factors
-from parameter_ordering.per_sample import PerSampleGradients
+from parameter_ordering.gradients import factors
+from parameter_ordering.gradients.per_sample import PerSampleGradients
 
 S = 6
 

@@ -16,15 +16,15 @@ import xarray as xr
 import yaml
 from scipy import stats
 
-from parameter_ordering import claims as claims_module
-from parameter_ordering.claims import Claim, Claims, Region, load_claims
-from parameter_ordering.ledger import commit, drift, judge
-from parameter_ordering.metrics import METRICS
-from parameter_ordering.statistics import mean_difference
+from parameter_ordering.evidence import claims as claims_module
+from parameter_ordering.evidence.claims import Claim, Claims, Region, load_claims
+from parameter_ordering.evidence.ledger import commit, drift, judge
+from parameter_ordering.evidence.metrics import METRICS
+from parameter_ordering.evidence.statistics import mean_difference
+from parameter_ordering.evidence.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from parameter_ordering.strict_yaml import load_yaml
-from parameter_ordering.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 
-BOOK = Path(__file__).parents[1] / "chapters" / "claims.yml"
+BOOK = Path(__file__).parents[2] / "chapters" / "claims.yml"
 RUNS, P = 25, 60
 K = np.arange(0, P + 1, 3)
 SHARE = K / P

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from parameter_ordering.statistics import Estimate, from_parts, jackknife
+from parameter_ordering.evidence.statistics import Estimate, from_parts, jackknife
 
 Match = Callable[[int, int], np.ndarray]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from parameter_ordering.coupling import Loss, check_loss, check_model, rounding
-from parameter_ordering.factors import Rows
-from parameter_ordering.layers import Call, factors, owned, recorded
+from parameter_ordering.gradients.coupling import Loss, check_loss, check_model, rounding
+from parameter_ordering.gradients.factors import Rows
+from parameter_ordering.gradients.layers import Call, factors, owned, recorded
 
 
 class PerSampleGradients:

@@ -1,0 +1,1 @@
+"""What the runs say about the claims of the paper: measures, their errors, and verdicts."""

@@ -1,0 +1,1 @@
+"""Results on disk, under keys that name everything they depend on."""
