@@ -349,6 +349,41 @@ def test_copies_are_independent():
         assert not torch.equal(flat(C.diagonal()), flat(copied.diagonal()))
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_saved_and_loaded_goes_on_as_if_uninterrupted(full, tmp_path):
+    model, (x, y) = perceptron(), minibatch()
+    C = GradientCovariance(model, "all", full)
+    C.update(F.cross_entropy, x, y)
+    torch.save(C.state_dict(), tmp_path / "state")
+    resumed = GradientCovariance(model, "all", full)
+    resumed.load_state_dict(torch.load(tmp_path / "state"))
+    for each in (C, resumed):
+        each.update(F.cross_entropy, x[:3], y[:3])
+        assert each.t == 2
+    assert torch.equal(flat(C.diagonal()), flat(resumed.diagonal()))
+    if full:
+        assert torch.equal(C.matrix(), resumed.matrix())
+
+
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        ({"t": 3, "C": torch.ones(27, 27)}, "given as the full matrix: full=False takes a diag"),
+        ({"t": 3, "C": {"0.weight": torch.ones(3, 4)}}, r"C is for \['0.weight'\]"),
+        (
+            {"t": 3, "C": {n: torch.ones(3, 4) for n, _ in perceptron().named_parameters()}},
+            r"'0.bias' has shape \(3, 4\)",
+        ),
+    ],
+)
+def test_another_state_is_refused_and_nothing_changed(state, match):
+    C = GradientCovariance(perceptron())
+    with pytest.raises(ValueError, match=match):
+        C.load_state_dict(state)
+    assert C.t == 0
+    assert not flat(C.diagonal()).any()
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -364,8 +399,9 @@ def test_copies_are_independent():
         ({"parameters": ["frozen"]}, r"\['frozen'\] have requires_grad=False"),
         ({"parameters": lambda name, w: False}, "no parameter"),
         ({"parameters": []}, "no parameter"),
-        ({"initial": {"0.weight": torch.zeros(3, 4)}}, "initial is for"),
+        ({"initial": {"0.weight": torch.zeros(3, 4)}}, "C is for"),
         ({"initial": torch.zeros(2, 2), "full": True}, r"shape \(2, 2\), not \(27, 27\)"),
+        ({"initial": torch.zeros(27, 27)}, "given as the full matrix"),
     ],
 )
 def test_wrong_settings(settings, match):

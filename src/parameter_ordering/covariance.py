@@ -3,6 +3,7 @@ r"""The covariance of the stochastic gradient, estimated while a model trains: (
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ class GradientCovariance:
         self._sizes = [prod(w.shape[ensemble_dims:]) for w in self._parameters.values()]
         self._C = self._zero(memory_limit)
         if initial is not None:
-            self._start(initial)
+            self._set(initial)
         self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
             model, self._parameters, samples == "first", ensemble_dims, reduction == "mean"
@@ -171,6 +172,20 @@ class GradientCovariance:
         if not self.full:
             raise ValueError("only the diagonal is kept: construct with full=True for the matrix")
         return self._C.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """t and C_t, not copied, to save with those of the model and its optimizer."""
+        return {"t": self.t, "C": self._C}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a saved state; the settings are those of this object.
+
+        Raises:
+            ValueError: if the state is of other parameters, of other shapes, or of a matrix where
+                this is a diagonal. Nothing has changed then.
+        """
+        self._set(state_dict["C"])
+        self.t = int(state_dict["t"])
 
     def _add_to_diagonal(
         self, g_S: dict[str, Tensor], g: dict[str, Rows], beta: float, alpha: float
@@ -238,19 +253,23 @@ class GradientCovariance:
         device = next(iter(self._parameters.values())).device
         return torch.zeros(*self._ensemble, p, p, dtype=dtype, device=device)
 
-    def _start(self, initial: Mapping[str, Tensor] | Tensor) -> None:
-        """C_0 as given."""
-        own, given = ({"C": self._C}, {"C": initial}) if self.full else (self._C, initial)
-        if own.keys() != given.keys():
+    def _set(self, C: Mapping[str, Tensor] | Tensor) -> None:
+        """C as given, once all of it is found to fit."""
+        if self.full == isinstance(C, Mapping):
+            kinds = ("a diagonal", "the full matrix")
             raise ValueError(
-                f"initial is for {sorted(given)}, the parameters followed are {sorted(own)}"
+                f"C is given as {kinds[not self.full]}: full={self.full} takes {kinds[self.full]}"
             )
-        for name, C in own.items():
-            if given[name].shape != C.shape:
+        own, given = ({"C": self._C}, {"C": C}) if self.full else (self._C, C)
+        if own.keys() != given.keys():
+            raise ValueError(f"C is for {sorted(given)}, the parameters followed are {sorted(own)}")
+        for name, old in own.items():
+            if given[name].shape != old.shape:
                 raise ValueError(
-                    f"initial {name!r} has shape {tuple(given[name].shape)}, not {tuple(C.shape)}"
+                    f"C of {name!r} has shape {tuple(given[name].shape)}, not {tuple(old.shape)}"
                 )
-            C.copy_(given[name])
+        for name, old in own.items():
+            old.copy_(given[name])
 
 
 def _select(

@@ -121,10 +121,8 @@ def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> No
 
 def exact_variance(trained: Trained) -> dict[str, Tensor]:
     """Variance of the gradients of all training objects at the weights that the model has now."""
-    runs = len(next(trained.model.parameters()))
-    x, y = (each.expand(runs, *each.shape[1:]) for each in (trained.x, trained.y))
     exact = GradientCovariance(trained.model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
-    exact.update(summed(trained.loss), x, y)
+    exact.update(summed(trained.loss), trained.x, trained.y)
     return exact.diagonal()
 
 

@@ -1,5 +1,6 @@
 """Tables and numbers that the chapters show."""
 
+import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,17 @@ from parameter_ordering.evidence.statistics import mean_difference
 from parameter_ordering.figures import NAMES
 from parameter_ordering.scores import SCORES
 
+_NO_RATIO = "–"
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
+
+
+def styled(table: pd.DataFrame) -> Styler:
+    """``table.style`` with HTML ids made from the content, so that the same table is the same page.
+
+    pandas draws them at random.
+    """
+    content = repr(table.to_dict("split")).encode()
+    return table.style.set_uuid(hashlib.sha256(content).hexdigest()[:8])
 
 
 def compare(data: xr.Dataset) -> pd.DataFrame:
@@ -65,7 +76,7 @@ def show(comparison: pd.DataFrame):
         "rank correlation of runs",
     ]
     numbers = [column for column in table.columns if column != "95 % interval"]
-    return table.style.format("{:.3g}", subset=numbers, na_rep="")
+    return styled(table).format("{:.3g}", subset=numbers, na_rep="")
 
 
 def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | str]]:
@@ -132,7 +143,7 @@ def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
         for claim in ledger.claims
     }
     frame = pd.DataFrame.from_dict(table, orient="index")
-    return frame.style.set_properties(**{"text-align": "left"})
+    return styled(frame).set_properties(**{"text-align": "left"})
 
 
 def cases(rows: Sequence[Row]) -> Styler:
@@ -151,7 +162,7 @@ def cases(rows: Sequence[Row]) -> Styler:
         }
         for row in rows
     )
-    return frame.style.format("{:.3g}", subset=["estimate", "p", "smallest effect"]).hide()
+    return styled(frame).format("{:.3g}", subset=["estimate", "p", "smallest effect"]).hide()
 
 
 def _count(found: Sequence[str]) -> str:
@@ -172,7 +183,7 @@ def correlations(table: pd.DataFrame) -> Styler:
     places = list(dict.fromkeys(zip(table.setting, table.value, strict=True)))
     wide = table.pivot(index=["setting", "value"], columns="experiment", values="correlation")
     wide = wide.reindex(places)[list(table.experiment.unique())]
-    return wide.style.format("{:.2f}", na_rep="")
+    return styled(wide).format("{:.2f}", na_rep="")
 
 
 def flips(table: pd.DataFrame) -> Styler:
@@ -186,7 +197,7 @@ def flips(table: pd.DataFrame) -> Styler:
         if len(better) and len(worse):
             found.append((experiment, setting, ", ".join(better), ", ".join(worse)))
     frame = pd.DataFrame(found, columns=["experiment", "setting", "better at", "worse at"])
-    return frame.style.hide()
+    return styled(frame).hide()
 
 
 def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> Styler:
@@ -205,14 +216,15 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
             table.setdefault(order, {})[name] = ratio(data, order, versus)
             difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest))
             low, high = difference.interval()
-            best[order, name] = order == lowest or low <= 0 <= high
+            decided = table[order][name] != _NO_RATIO
+            best[order, name] = decided and (order == lowest or low <= 0 <= high)
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     bold = pd.DataFrame(
         [["font-weight: bold" if best.get((o, n)) else "" for n in frame] for o in frame.index],
         frame.index,
         frame.columns,
     )
-    return frame.style.apply(lambda _: bold, axis=None).format_index(lambda o: NAMES.get(o, o))
+    return styled(frame).apply(lambda _: bold, axis=None).format_index(lambda o: NAMES.get(o, o))
 
 
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
@@ -231,7 +243,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
                     f"{estimate.value:.0%} ({max(low, 0):.0%}–{min(high, 1):.0%})"
                 )
             column["free"] = f"{float((data.variance == 0).mean()):.0%}"
-    return pd.DataFrame(columns).T.style
+    return styled(pd.DataFrame(columns).T)
 
 
 def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
@@ -240,7 +252,7 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
         name: {NAMES[order]: _correlation(data, order) for order in data.order.values.tolist()}
         for name, data in compared.items()
     }
-    return pd.DataFrame(columns).style.format("{:.2f}", na_rep="")
+    return styled(pd.DataFrame(columns)).format("{:.2f}", na_rep="")
 
 
 def extras() -> Styler:
@@ -251,14 +263,14 @@ def extras() -> Styler:
         extra, _, source = text.partition("Extra: ")[2].partition("Source: ")
         rows[NAMES[name]] = {"extra memory and time": extra.strip(), "source": source.strip()}
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.style.set_properties(**{"text-align": "left"})
+    return styled(table).set_properties(**{"text-align": "left"})
 
 
 def ratio(data: xr.Dataset, order: str, versus: str) -> str:
     """Growth of the test loss in one order as a ratio to that in another, with its interval."""
     found = growth_ratio(data, order, versus)
     if found is None:
-        return "–"
+        return _NO_RATIO
     low, high = found.interval()
     return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
 
