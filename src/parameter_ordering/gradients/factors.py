@@ -164,7 +164,7 @@ class Lookup(Factors):
 
 def _block(like: Tensor) -> int:
     """How many numbers a temporary may have: what stays in the cache, or fills an accelerator."""
-    return 2**17 if like.device.type == "cpu" else 2**26
+    return 2**19 if like.device.type == "cpu" else 2**26
 
 
 def _row_blocks(C: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
