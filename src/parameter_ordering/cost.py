@@ -15,10 +15,10 @@ from tqdm import tqdm
 from parameter_ordering import experiments
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.data import Data
-from parameter_ordering.experiment import one_thread
 from parameter_ordering.freezing import freeze
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.order import frozen_mask
+from parameter_ordering.shard import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,8 @@
 
 import json
 import platform
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import ClassVar
@@ -17,26 +15,12 @@ from joblib import effective_n_jobs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.data import Data
-from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
-from parameter_ordering.masked_adam import MaskedAdam
-from parameter_ordering.moments import GradientMoments
-from parameter_ordering.orders import ORDERS, Trained
+from parameter_ordering.ensemble import summed
+from parameter_ordering.orders import ORDERS
 from parameter_ordering.parallel import side_by_side
-from parameter_ordering.protocol import (
-    Diverged,
-    Minibatches,
-    build_all,
-    exact_variance,
-    freeze_and_train,
-    kappa_of,
-    seeds,
-    train,
-    uniform,
-)
-
-_ALONE = threading.Lock()
+from parameter_ordering.protocol import Tick, kappa_of
+from parameter_ordering.shard import Shard, data_sets, one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +168,7 @@ class Experiment(ABC):
             FloatingPointError: when a loss is no longer finite; run, order, k and iteration are
                 named.
         """
-        self._data([0])
+        data_sets(self, [0])
         shards = {} if shards is None else shards
         starts = range(0, self.runs, self.shard)
         wanted = [range(start, min(start + self.shard, self.runs)) for start in starts]
@@ -227,17 +211,17 @@ class Experiment(ABC):
         every = max(1, self.window // 10)
         marks = range(0, self.horizon + 1, every)
         with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
-            parts = self._parts(self._data(runs))
-            model, minibatches = self._start(parts[0], runs)
+            shard = Shard(self, runs)
+            model, minibatches = shard.model, shard.minibatches
             optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
-            curves = [self._evaluate(model, parts)[..., 0]]
+            curves = [shard.evaluate()[..., 0]]
             for _ in bar:
                 for _ in range(every):
                     x, y = next(minibatches)
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
                     optimizer.step()
-                curves.append(self._evaluate(model, parts)[..., 0])
+                curves.append(shard.evaluate()[..., 0])
                 bar.set_postfix(loss=f"{curves[-1][0].mean():.4g}")
         loss = np.stack(curves, -1)
         return xr.Dataset(
@@ -258,109 +242,10 @@ class Experiment(ABC):
         }
         return {"provenance": json.dumps(provenance)}
 
-    def _data(self, runs: Sequence[int]) -> list[Data]:
-        """The data set that all runs share, or one for each."""
-        own = [self.data_seed + run for run in runs] if self.own_data else [self.data_seed]
-        sets = [self.replace(data_seed=seed).data() for seed in own]
-        for data in sets:
-            if len(data.x_train) < self.S:
-                raise ValueError(f"S = {self.S}: there are {len(data.x_train)} training objects")
-        return sets
-
-    def _parts(self, sets: Sequence[Data]) -> list[tuple[Tensor, Tensor]]:
-        """x (sets, m, n) and y (sets, m) of the training part, and of the test part."""
-        train = [
-            torch.stack(each) for each in zip(*((d.x_train, d.y_train) for d in sets), strict=True)
-        ]
-        test = [
-            torch.stack(each) for each in zip(*((d.x_test, d.y_test) for d in sets), strict=True)
-        ]
-        return [(x.to(self.device), y.to(self.device)) for x, y in (train, test)]
-
-    def _start(
-        self, objects: tuple[Tensor, Tensor], runs: Sequence[int]
-    ) -> tuple[nn.Module, Minibatches]:
-        """The models with fresh weights, and their minibatches out of x and y."""
-        weight_seeds = seeds(self.seed, "weights", [0] * len(runs) if self.shared_weights else runs)
-        model = build_all(self.build, weight_seeds).to(self.device)
-        return model, Minibatches(*objects, self.S, seeds(self.seed, "minibatches", runs))
-
-    def _trained(
-        self, sets: Sequence[Data], runs: Sequence[int], model: nn.Module, minibatches: Minibatches
-    ) -> Trained:
-        """The models before their training, with what watches it."""
-        start = {name: w.detach().clone() for name, w in model.named_parameters()}
-        following = {"ensemble_dims": ENSEMBLE_DIMS, "kappa": kappa_of(self.kappa)}
-        initial = uniform(start, seeds(self.seed, "C_0", runs))
-        variance = None
-        if "all_samples" in self.orders:
-            variance = GradientCovariance(model, samples="all", **following)
-        return Trained(
-            model=model,
-            optimizer=MaskedAdam(model.named_parameters(), lr=self.lr, fused=True),
-            start=start,
-            covariance=GradientCovariance(model, initial=initial, **following),
-            variance=variance,
-            moments=GradientMoments(model),
-            x=minibatches.x[:, None],
-            y=minibatches.y[:, None],
-            loss=self.loss,
-            w_true=None if sets[0].w is None else torch.stack([d.w for d in sets]).to(self.device),
-            tie_seeds=seeds(self.seed, "ties", runs),
-            own_seeds=seeds(self.seed, "own order", runs),
-            common_seed=seeds(self.seed, "common order", [0])[0],
-        )
-
-    def _evaluate(self, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-        return torch.stack([evaluate(model, self.loss, x, y) for x, y in parts]).cpu().numpy()
-
-    def _shard(self, runs: Sequence[int], tick: Callable[[float], None] = lambda loss: None):
+    def _shard(self, runs: Sequence[int], tick: Tick = lambda loss: None) -> xr.Dataset:
         """The results of some runs, trained together on one thread."""
         with one_thread():
-            _keep_freed_memory()
-            sets, k = self._data(runs), self.k
-            parts = self._parts(sets)
-            model, minibatches = self._start(parts[0], runs)
-            trained = self._trained(sets, runs, model, minibatches)
-            by_parameter = {"w0": _flat(trained.start)}
-            by_parameter["start_variance"] = _flat(exact_variance(trained))
-            try:
-                train(trained, minibatches, self.t0, tick)
-                ranks = [ORDERS[order](trained) for order in self.orders]
-                by_parameter["w"] = _flat(dict(model.named_parameters()))
-                by_parameter["variance"] = _flat(trained.covariance.diagonal())
-                by_parameter["exact_variance"] = _flat(exact_variance(trained))
-                freeze_and_train(trained, ranks, k, minibatches, self.iterations, tick)
-            except Diverged as e:
-                order, frozen = divmod(e.variant, len(k))
-                where = f"run {runs[e.run]}"
-                if e.t > self.t0:
-                    where += f", order {self.orders[order]}, k = {k[frozen]}"
-                raise FloatingPointError(
-                    f"{self.name}, {where}: the loss is {e.loss} at iteration {e.t}; "
-                    f"take a smaller lr than {self.lr}"
-                ) from None
-            loss = self._evaluate(model, parts).reshape(2, len(runs), len(self.orders), len(k))
-        variables = {
-            "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
-            "ranks": (
-                ("order", "run", "parameter"),
-                np.stack([_flat(each).astype(np.int32) for each in ranks]),
-            ),
-            **{name: (("run", "parameter"), values) for name, values in by_parameter.items()},
-        }
-        if sets[0].w is not None:
-            w_true = np.stack([data.w.numpy() for data in sets])
-            own = (("run", "feature"), w_true)
-            variables["w_true"] = own if self.own_data else ("feature", w_true[0])
-        coordinates = {
-            "split": ["train", "test"],
-            "order": list(self.orders),
-            "run": list(runs),
-            "k": k,
-            **_layout(self.build()),
-        }
-        return xr.Dataset(variables, coordinates)
+            return Shard(self, runs).train(tick)
 
 
 def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
@@ -387,39 +272,3 @@ def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
         f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
         f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
     )
-
-
-def _layout(model: nn.Module) -> dict:
-    """Coordinates of the p parameters: the tensor of each, and its place there, in row order."""
-    tensors = {name: w.numel() for name, w in model.named_parameters()}
-    names = np.repeat(list(tensors), list(tensors.values()))
-    places = np.concatenate([np.arange(size) for size in tensors.values()])
-    return {"tensor": ("parameter", names), "place": ("parameter", places)}
-
-
-def _flat(tensors) -> np.ndarray:
-    """Tensors (R, 1, ...) by name as one array (R, p), in the order of ``named_parameters``."""
-    return torch.cat([t.detach().flatten(1) for t in tensors.values()], 1).cpu().numpy()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread: shards run side by side, and results do not depend on how many cores.
-
-    And one at a time in a process, as torch's seed and number of threads are the process's.
-    """
-    with _ALONE:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc keep what a step frees for the next: each page given back costs a fault.
-
-    glibc keeps as much as twice the largest block ever freed, not counting those above 32 MiB.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
