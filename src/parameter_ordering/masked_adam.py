@@ -35,8 +35,8 @@ class MaskedAdam(Adam):
     ======================== ======== ============
 
     A step takes 8 r more for as long as it lasts; tensors of more than 2^31 elements have an index
-    of 8 r. On a CPU compact steps are faster than masked ones where less than about a tenth of the
-    parameters is free, and slower where more is (``benchmarks/masked_adam.py``).
+    of 8 r. On a CPU compact steps are faster than masked ones where no more than a few percent of
+    the parameters are free, and slower where more are (``benchmarks/masked_adam.py``).
 
     Args:
         params: best ``model.named_parameters()``, so that masks go by name.
