@@ -88,23 +88,6 @@ def match_by_weights(weights: np.ndarray, units: HiddenUnits) -> Match:
     return match
 
 
-def match_by_ranks(ranks: np.ndarray, units: HiddenUnits) -> Match:
-    """Match hidden units so that the ranks agree as well as they can.
-
-    The most favourable matching there is. It finds agreement in random orders too, so a correlation
-    matched this way is to be compared with that of random orders matched this way.
-    """
-    places = np.concatenate(units, 1)
-    of_units = ranks[:, places].astype(float)
-    of_units -= ranks.mean(1)[:, None, None]
-
-    def match(a: int, b: int) -> np.ndarray:
-        similarity = of_units[a] @ of_units[b].T
-        return _rearranged(similarity, units, ranks.shape[1])
-
-    return match
-
-
 def rank_correlations(
     ranks: np.ndarray, alive: np.ndarray | None = None, match: Match | None = None
 ) -> np.ndarray:
