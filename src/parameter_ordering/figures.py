@@ -243,28 +243,33 @@ def sensitivity_figure(table: pd.DataFrame) -> Figure:
     """
     names, settings = table.experiment.unique(), table.setting.unique()
     figure, axes = plt.subplots(
-        len(settings), len(names), figsize=(10, 1.5 * len(settings)), sharey=True
+        len(settings), len(names), figsize=(10, 1.7 * len(settings)), sharey=True
     )
-    versus = (("random", COLOURS["random"]), ("within", COLOURS["random_within_tensors"]))
+    versus = {
+        "random": ("random", "to the random order's"),
+        "within": ("random_within_tensors", "to that of the random order within tensors"),
+    }
     for i, setting in enumerate(settings):
         for axis, name in zip(axes[i], names, strict=True):
             rows = table[(table.experiment == name) & (table.setting == setting)]
-            axis.axhline(1, color="0.6", lw=1)
-            for offset, (column, colour) in zip((-0.08, 0.08), versus, strict=True):
-                low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
-                x = np.arange(len(rows)) + offset
-                error = [value - low, high - value]
-                axis.errorbar(x, value, error, fmt="o", ms=4, color=colour, label=column)
-            axis.set(xticks=range(len(rows)), xticklabels=rows.value, yscale="log")
-            axis.set(ylim=(0.2, 5), xlim=(-0.5, 2.5))
-            if rows.empty:
-                axis.set_axis_off()
             if i == 0:
                 axis.set_title(name.replace("_", " "))
-        axes[i, 0].set_ylabel(setting)
+            if rows.empty:
+                axis.set_axis_off()
+                continue
+            axis.axhline(1, color="0.6", lw=1)
+            for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
+                low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
+                x, error = np.arange(len(rows)) + offset, [value - low, high - value]
+                axis.errorbar(x, value, error, fmt="o", ms=5, color=COLOURS[order], label=label)
+            axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
+            axis.set(yscale="log", ylim=(0.05, 6))
+            axis.set(yticks=[0.1, 1], yticklabels=["0.1", "1"])
+            axis.minorticks_off()
+        axes[i, 0].set_ylabel(setting.replace("_", " "))
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-        title="growth in the proposed order, as a ratio to that in the random order",
+        title="growth in the proposed order, as a ratio",
     )  # fmt: skip
     return figure
 
@@ -275,20 +280,33 @@ def comparison_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     Args:
         compared: results of experiments with the same orders, ``random`` among them, by name.
     """
-    figure, axes = plt.subplots(1, len(compared), figsize=(11, 5.5), sharey=True)
+    rows = -(-len(compared) // 3)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=(10, 4.6 * rows), sharex=True, sharey=True, squeeze=False
+    )
     orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
     orders = list(dict.fromkeys(orders))
-    for axis, (name, data) in zip(axes, compared.items(), strict=True):
+    for axis in axes.flat[len(compared) :]:
+        axis.set_axis_off()
+    for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
         axis.axvline(1, color="0.5", ls=":", lw=1)
         for place, order in enumerate(orders):
             ratio = growth_ratio(data, order, "random") if order in data.order else None
             if ratio is not None:
                 error = np.abs(np.array([ratio.interval()]).T - ratio.value)
-                axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=4, color=COLOURS[order])
+                axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
+        if growth_ratio(data, "random", "random") is None:
+            where = {
+                "transform": axis.transAxes,
+                "ha": "center",
+                "va": "center",
+                "backgroundcolor": "w",
+            }
+            axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
         axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
         axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
-    axes[0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
-    axes[0].invert_yaxis()
+    axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
+    axes[0, 0].invert_yaxis()
     figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
     return figure
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -180,10 +181,12 @@ def _region(region: Region) -> str:
 
 def correlations(table: pd.DataFrame) -> Styler:
     """The rank correlations of :func:`sensitivity`, one row for each setting and value."""
-    places = list(dict.fromkeys(zip(table.setting, table.value, strict=True)))
+    settings = list(dict.fromkeys(table.setting))
+    places = dict.fromkeys(zip(table.setting, table.value, strict=True))
+    places = sorted(places, key=lambda place: settings.index(place[0]))
     wide = table.pivot(index=["setting", "value"], columns="experiment", values="correlation")
     wide = wide.reindex(places)[list(table.experiment.unique())]
-    return styled(wide).format("{:.2f}", na_rep="")
+    return styled(wide).format(_two_digits, na_rep="")
 
 
 def flips(table: pd.DataFrame) -> Styler:
@@ -224,7 +227,8 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
         frame.index,
         frame.columns,
     )
-    return styled(frame).apply(lambda _: bold, axis=None).format_index(lambda o: NAMES.get(o, o))
+    table = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
+    return table.format_index(lambda order: NAMES.get(order, order))
 
 
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
@@ -243,7 +247,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
                     f"{estimate.value:.0%} ({max(low, 0):.0%}–{min(high, 1):.0%})"
                 )
             column["free"] = f"{float((data.variance == 0).mean()):.0%}"
-    return styled(pd.DataFrame(columns).T)
+    return styled(pd.DataFrame(columns).T).format(_interval_below)
 
 
 def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
@@ -252,14 +256,15 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
         name: {NAMES[order]: _correlation(data, order) for order in data.order.values.tolist()}
         for name, data in compared.items()
     }
-    return styled(pd.DataFrame(columns)).format("{:.2f}", na_rep="")
+    return styled(pd.DataFrame(columns)).format(_two_digits, na_rep="")
 
 
 def extras() -> Styler:
     """What each score needs beyond training with Adam, and its source, as its docstring says."""
     rows = {}
     for name, score in SCORES.items():
-        text = " ".join(inspect.getdoc(score).split())
+        text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], inspect.getdoc(score))
+        text = " ".join(text.replace("``", "").split())
         extra, _, source = text.partition("Extra: ")[2].partition("Source: ")
         rows[NAMES[name]] = {"extra memory and time": extra.strip(), "source": source.strip()}
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -273,6 +278,15 @@ def ratio(data: xr.Dataset, order: str, versus: str) -> str:
         return _NO_RATIO
     low, high = found.interval()
     return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}"  # + 0 makes 0 of -0
+
+
+def _interval_below(estimate: str) -> str:
+    """An estimate and its interval on two lines of HTML, each in one piece."""
+    return f'<span style="white-space: nowrap">{estimate.replace(" (", "<br>(")}</span>'
 
 
 def _correlation(data: xr.Dataset, order: str) -> float:
