@@ -1,17 +1,15 @@
 """The figures of the book: the paper's two kinds, and those that say what is frozen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from parameter_ordering.evidence.growth import growth_ratio
 from parameter_ordering.order import mean_frozen
 
 _PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
@@ -232,82 +230,6 @@ def weight_figure(data: xr.Dataset, orders: Sequence[str] = ("covariance",)) -> 
     axes[0].set_ylabel("rank / p, mean and spread over runs")
     if len(orders) > 1:
         axes[0].legend()
-    return figure
-
-
-def sensitivity_figure(table: pd.DataFrame) -> Figure:
-    """Growth in the proposed order against two others, one panel for each setting and experiment.
-
-    Args:
-        table: of :func:`parameter_ordering.summary.sensitivity`.
-    """
-    names, settings = table.experiment.unique(), table.setting.unique()
-    figure, axes = plt.subplots(
-        len(settings), len(names), figsize=(10, 1.7 * len(settings)), sharey=True
-    )
-    versus = {
-        "random": ("random", "to the random order's"),
-        "within": ("random_within_tensors", "to that of the random order within tensors"),
-    }
-    for i, setting in enumerate(settings):
-        for axis, name in zip(axes[i], names, strict=True):
-            rows = table[(table.experiment == name) & (table.setting == setting)]
-            if i == 0:
-                axis.set_title(name.replace("_", " "))
-            if rows.empty:
-                axis.set_axis_off()
-                continue
-            axis.axhline(1, color="0.6", lw=1)
-            for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
-                low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
-                x, error = np.arange(len(rows)) + offset, [value - low, high - value]
-                axis.errorbar(x, value, error, fmt="o", ms=5, color=COLOURS[order], label=label)
-            axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
-            axis.set(yscale="log", ylim=(0.05, 6))
-            axis.set(yticks=[0.1, 1], yticklabels=["0.1", "1"])
-            axis.minorticks_off()
-        axes[i, 0].set_ylabel(setting.replace("_", " "))
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-        title="growth in the proposed order, as a ratio",
-    )  # fmt: skip
-    return figure
-
-
-def comparison_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
-    """Growth of the test loss of each order as a ratio to random's, one panel for each data set.
-
-    Args:
-        compared: results of experiments with the same orders, ``random`` among them, by name.
-    """
-    rows = -(-len(compared) // 3)
-    figure, axes = plt.subplots(
-        rows, 3, figsize=(10, 4.6 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
-    orders = list(dict.fromkeys(orders))
-    for axis in axes.flat[len(compared) :]:
-        axis.set_axis_off()
-    for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
-        axis.axvline(1, color="0.5", ls=":", lw=1)
-        for place, order in enumerate(orders):
-            ratio = growth_ratio(data, order, "random") if order in data.order else None
-            if ratio is not None:
-                error = np.abs(np.array([ratio.interval()]).T - ratio.value)
-                axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
-        if growth_ratio(data, "random", "random") is None:
-            where = {
-                "transform": axis.transAxes,
-                "ha": "center",
-                "va": "center",
-                "backgroundcolor": "w",
-            }
-            axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
-        axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
-        axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
-    axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
-    axes[0, 0].invert_yaxis()
-    figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
     return figure
 
 
