@@ -99,4 +99,4 @@ def flips(table: pd.DataFrame) -> Styler:
         if len(better) and len(worse):
             found.append((experiment, setting, ", ".join(better), ", ".join(worse)))
     frame = pd.DataFrame(found, columns=["experiment", "setting", "better at", "worse at"])
-    return styled(frame).hide()
+    return styled(frame).hide().set_properties(**{"text-align": "left"})

@@ -134,7 +134,9 @@ def cases(rows: Sequence[Row]) -> Styler:
         }
         for row in rows
     )
-    return styled(frame).format("{:.3g}", subset=["estimate", "p", "smallest effect"]).hide()
+    numbers = ["estimate", "p", "smallest effect"]
+    table = styled(frame).format("{:.3g}", subset=numbers).hide()
+    return table.set_properties(frame.columns.difference(numbers), **{"text-align": "left"})
 
 
 def _count(found: Sequence[str]) -> str:
