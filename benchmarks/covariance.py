@@ -37,7 +37,7 @@ MODELS = {
     ),
 }
 SAMPLES = (32, 128, 512)
-OTHERS = ("BackPACK Variance", "torch.func.vmap(grad)")
+APART = ("BackPACK Variance", "torch.func.vmap(grad)")
 MEMORY = 2**31  # bytes; where gradients of single samples take more, vmap is left out
 
 
@@ -55,9 +55,11 @@ def measure(model: str, S: int, seconds: float) -> list[dict]:
     """The rows of one model and S, from rounds of all ways for about so many seconds."""
     torch.manual_seed(0)
     x, y = torch.randn(S, 784), torch.randint(0, 10, (S,))
-    ways, rows = _ways(MODELS[model], x, y), {}
-    others = {name: ways.pop(name) for name in list(ways) if name in OTHERS}
-    for group in (ways, {"backward": ways["backward"], **others}):
+    ways = _ways(MODELS[model], x, y)
+    together = {name: way for name, way in ways.items() if name not in APART}
+    apart = {name: way for name, way in ways.items() if name in ("backward", *APART)}
+    rows = {}
+    for group in (together, apart):
         medians = interleaved(group, seconds / 2)
         for way, median in medians.items():
             row = {"microseconds": median * 1e6, "ratio": median / medians["backward"]}
@@ -143,10 +145,10 @@ def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Cal
         "all": lambda: update("all"),
         "first": lambda: update("first"),
         "two backward passes": twice,
-        OTHERS[0]: with_backpack,
+        "BackPACK Variance": with_backpack,
     }
     if len(x) * sum(w.numel() for w in build().parameters()) * 4 < MEMORY:
-        ways[OTHERS[1]] = with_vmap
+        ways["torch.func.vmap(grad)"] = with_vmap
     return {name: way() for name, way in ways.items()}
 
 

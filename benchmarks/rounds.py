@@ -5,12 +5,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-import torch
+from parameter_ordering.shard import keep_freed_memory
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     """Median seconds of each way; the order within a round is drawn anew each time."""
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # malloc keeps what is freed after a large block
+    keep_freed_memory()
     for way in ways.values():
         way()
     times, order, end = {name: [] for name in ways}, list(ways), time.perf_counter() + seconds

@@ -77,10 +77,10 @@ def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
         axis.axvline(1, color="0.5", ls=":", lw=1)
         for place, order in enumerate(orders):
-            ratio = growth_ratio(data, order, "random") if order in data.order else None
-            if ratio is not None:
-                error = np.abs(np.array([ratio.interval()]).T - ratio.value)
-                axis.errorbar(ratio.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
+            found = growth_ratio(data, order, "random") if order in data.order else None
+            if found is not None:
+                error = np.abs(np.array([found.interval()]).T - found.value)
+                axis.errorbar(found.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
         if growth_ratio(data, "random", "random") is None:
             where = {
                 "transform": axis.transAxes,

@@ -48,7 +48,7 @@ class Shard:
     """
 
     def __init__(self, experiment: Any, runs: Sequence[int]):
-        _keep_freed_memory()
+        keep_freed_memory()
         self.experiment, self.runs = experiment, runs
         sets = data_sets(experiment, runs)
         self._w_true = None if sets[0].w is None else torch.stack([data.w for data in sets])
@@ -170,6 +170,14 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+def keep_freed_memory() -> None:
+    """Have malloc keep what a step frees for the next: each page given back costs a fault.
+
+    glibc keeps as much as twice the largest block ever freed, not counting those above 32 MiB.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 def _stacked(objects: Sequence[tuple[Tensor, Tensor]], device: str) -> tuple[Tensor, Tensor]:
     """x (sets, m, n) and y (sets, m) from those of each set."""
     x, y = zip(*objects, strict=True)
@@ -187,11 +195,3 @@ def _layout(model: nn.Module) -> dict:
 def _flat(tensors: dict[str, Tensor]) -> np.ndarray:
     """Tensors (R, 1, ...) by name as one array (R, p), in the order of ``named_parameters``."""
     return torch.cat([t.detach().flatten(1) for t in tensors.values()], 1).cpu().numpy()
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc keep what a step frees for the next: each page given back costs a fault.
-
-    glibc keeps as much as twice the largest block ever freed, not counting those above 32 MiB.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)

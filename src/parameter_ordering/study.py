@@ -97,12 +97,7 @@ def new_data(**settings) -> Cases:
 
 def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
     """Experiment, setting, value, and the experiment with that value; ten runs, few k."""
-    few = {
-        "runs": 10,
-        "shard": 10,
-        "grid": 6,
-        "orders": (*PAIR, "random_within_tensors"),
-    } | settings
+    few = {"runs": 10, "grid": 6, "orders": (*PAIR, "random_within_tensors")} | settings
     for name in NAMES:
         base = getattr(experiments, name)(**few)
         for setting, values in VARIED.items():
