@@ -12,7 +12,6 @@ from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.ensemble import (
     ENSEMBLE_DIMS,
     Linear,
-    _OneDNN,
     branch,
     evaluate,
     stack,
@@ -39,9 +38,6 @@ KINDS = {
     "linear, squared error": (lambda: linear(N), squared_error),
     "linear, binary cross-entropy": (lambda: linear(N), binary_cross_entropy),
 }
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this torch is without oneDNN"
-)
 each_kind = pytest.mark.parametrize(("build", "loss"), KINDS.values(), ids=KINDS)
 
 
@@ -162,13 +158,8 @@ def test_covariance_and_ranks_are_those_of_the_models_alone(build, loss, samples
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("own_inputs", [True, False], ids=["own inputs", "shared inputs"])
-@pytest.mark.parametrize(
-    "products",
-    ["bmm, float64", "bmm, float32", pytest.param("oneDNN, float32", marks=needs_onednn)],
-)
-def test_a_layer_is_many_layers(bias, own_inputs, products, monkeypatch):
-    by_onednn, dtype = products.startswith("oneDNN"), getattr(torch, products.split()[1])
-    monkeypatch.setattr(_OneDNN, "pays", lambda a, b: by_onednn)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_is_many_layers(bias, own_inputs, dtype):
     torch.manual_seed(0)
     layers = [[nn.Linear(7, 4, bias, dtype=dtype) for _ in range(V)] for _ in range(R)]
     weight = torch.stack([torch.stack([each.weight for each in run]) for run in layers]).detach()
@@ -190,14 +181,6 @@ def test_a_layer_is_many_layers(bias, own_inputs, products, monkeypatch):
                 torch.testing.assert_close(layer.bias.grad[r, v], alone.bias.grad)
             x_grad[place] += rows.grad
     torch.testing.assert_close(x.grad, x_grad)
-
-
-@needs_onednn
-def test_onednn_multiplies_what_is_large_and_float32():
-    large, inputs = torch.zeros(2, 840, 200), torch.zeros(2, 32, 200)
-    assert _OneDNN.pays(large, inputs)
-    assert not _OneDNN.pays(large[:, :42], inputs)
-    assert not _OneDNN.pays(large.double(), inputs.double())
 
 
 @each_kind

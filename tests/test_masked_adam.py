@@ -1,6 +1,6 @@
-"""MaskedAdam: torch's Adam bit by bit while nothing is frozen; compact, the same with less memory.
+"""MaskedAdam: torch's Adam bit by bit while nothing is frozen; its options, the same in other ways.
 
-The references are torch.optim.Adam, the same optimizer without ``compact``, and single models in
+The references are torch.optim.Adam, the same optimizer without the option, and single models in
 place of an ensemble.
 """
 
@@ -89,6 +89,68 @@ def test_compact_moves_as_it_does_whole(options, way, events):
     unfreeze(other)
     for x, y in zip(moments(optimizer), moments(other), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@given(
+    OPTIONS,
+    WAYS,
+    st.sampled_from([torch.float16, torch.float32, torch.float64]),
+    st.lists(st.sampled_from(["freeze", "unfreeze", "train"]), max_size=8),
+)
+def test_an_infinite_moment_holds_as_a_masked_gradient_does(options, way, dtype, events):
+    """Bit by bit, frozen or free, through any sequence of freezes; -0.0 too is held."""
+    params, others = parameters(0, dtype), parameters(0, dtype)
+    for each in (params, others):
+        each[1].data.fill_(-0.0)
+    optimizer = MaskedAdam(params, finite_gradients=True, **options, **way)
+    other = MaskedAdam(others, **options, **way)
+    for seed, event in enumerate([*events, "freeze", "train"]):
+        for p, o in ((params, optimizer), (others, other)):
+            if event == "freeze":
+                freeze(o, masks(p, seed), in_backward=False)
+            elif event == "unfreeze":
+                unfreeze(o)
+            else:
+                train(p, o, seed)
+        for p, q in zip(params, others, strict=True):
+            assert torch.equal(p, q)
+            assert torch.equal(p.signbit(), q.signbit())
+    unfreeze(optimizer)
+    unfreeze(other)
+    assert all(torch.equal(x, y) for x, y in zip(moments(optimizer), moments(other), strict=True))
+
+
+def test_an_infinite_moment_leaves_the_gradient_as_it_is():
+    w = nn.Parameter(torch.ones(4))
+    mask = torch.arange(4) < 3
+    optimizer = MaskedAdam([w], finite_gradients=True)
+    freeze(optimizer, {w: mask}, in_backward=False)
+    w.square().sum().backward()
+    optimizer.step()
+    assert (w.grad == 2).all()
+    assert torch.equal(w == 1, mask)
+    assert torch.equal(optimizer.state[w]["exp_avg_sq"].isinf(), mask)
+    freeze(optimizer, {w: mask})
+    w.grad = None
+    w.square().sum().backward()
+    assert torch.equal(w.grad == 0, mask)
+    assert not optimizer.state[w]["exp_avg_sq"].isinf().any()
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_a_checkpoint_of_infinite_moments_goes_on_the_same(finite):
+    params = parameters(0)
+    optimizer = MaskedAdam(params, lr=0.1, finite_gradients=True)
+    freeze(optimizer, masks(params, 0), in_backward=False)
+    train(params, optimizer, 1)
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    other = MaskedAdam(others)
+    freeze(other, in_backward=not finite)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert any(x.isinf().any() for x in moments(other)) == finite
+    train(params, optimizer, 2)
+    train(others, other, 2)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
@@ -203,6 +265,11 @@ def test_an_ensemble_is_frozen_as_its_models_are(compact):
             o.step()
     expected = torch.stack([x.detach() for x in singles]).view(w.shape)
     torch.testing.assert_close(w.detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_infinite_moments_need_a_memory():
+    with pytest.raises(ValueError, match=r"betas\[1\] is 0"):
+        MaskedAdam(parameters(0), betas=(0.9, 0.0), finite_gradients=True)
 
 
 def test_what_compact_cannot_do_is_refused():

@@ -34,41 +34,10 @@ class Linear(nn.Linear):
         first, last = (1, 2) if x.size(1) == 1 else (0, 1)
         weight = self.weight.flatten(first, last)
         x = x.flatten(0, 1).expand(len(weight), -1, -1)
-        y = _OneDNN.apply(weight, x) if _OneDNN.pays(weight, x) else torch.bmm(weight, x.mT)
+        y = torch.bmm(weight, x.mT)
         if self.bias is not None:
             y += self.bias.reshape(*weight.shape[:2], 1)
         return y.view(runs, variants, out, -1).mT
-
-
-class _OneDNN(torch.autograd.Function):
-    """Products a b^T of large matrices a (B, m, n) and b (B, S, n), one after the other.
-
-    On CPUs where the MKL behind ``torch.bmm`` leaves the widest instructions unused, they take half
-    its time. No public function of torch gives dense float32 matrices to oneDNN; this operator is
-    the one that ``torch.compile`` calls. A torch without it uses ``torch.bmm``.
-    """
-
-    @staticmethod
-    def pays(a: Tensor, b: Tensor) -> bool:
-        """Whether the products are large enough to make up for calling each of them."""
-        there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and a.device.type == "cpu"
-        return there and a.dtype == torch.float32 and a[0].numel() * b.size(1) >= 1e6
-
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return _OneDNN._products(a, b)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        a, b = ctx.saved_tensors
-        of_b = torch.bmm(gradient.mT, a) if ctx.needs_input_grad[1] else None
-        return _OneDNN._products(gradient, b.mT), of_b
-
-    @staticmethod
-    def _products(a: Tensor, b: Tensor) -> Tensor:
-        product = torch.ops.mkldnn._linear_pointwise
-        return torch.stack([product(u, v, None, "none", [], "") for u, v in zip(a, b, strict=True)])
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
@@ -111,7 +80,12 @@ def branch(model: nn.Module, optimizer: torch.optim.Optimizer, variants: int) ->
 
 def summed(per_sample: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of an ensemble: mean over samples (2.3), summed over models."""
-    return lambda output, target: per_sample(output, target).mean(-1).sum()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        losses = per_sample(output, target)
+        return losses.sum() / losses.shape[-1]
+
+    return loss
 
 
 @torch.no_grad()

@@ -20,7 +20,12 @@ from torch import Tensor
 from torch.optim import LBFGS, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from parameter_ordering.frozen_part import FreeCoordinates, FrozenBits, FrozenPart
+from parameter_ordering.frozen_part import (
+    FreeCoordinates,
+    FrozenBits,
+    FrozenPart,
+    InfiniteMoment,
+)
 from parameter_ordering.masks import (
     check_checkpoint,
     copy_masks,
@@ -84,7 +89,8 @@ def freeze(
             that the optimizer has, if any.
         in_backward: mask gradients as soon as ``backward()`` has accumulated them, by a hook on
             each parameter. With False the step alone masks them, which saves a pass; clipping and
-            a ``GradScaler`` then see what is frozen.
+            a ``GradScaler`` then see what is frozen. ``MaskedAdam(finite_gradients=True)`` then
+            masks nothing.
 
     Raises:
         TypeError: for ``LBFGS`` and ``SparseAdam``, and for a mask that is not bool.
@@ -154,7 +160,7 @@ class _Freezing:
         _remove(self._gradient_hooks)
         self.parts.clear()
         for group, p, mask, name in masked_parameters(optimizer):
-            part = self.parts[p] = _part(group, p, mask, name)
+            part = self.parts[p] = _part(group, p, mask, name, self.in_backward)
             if isinstance(optimizer, Adam):
                 part.forget(p, optimizer.state.get(p, {}))
             if self.in_backward and p.is_leaf:
@@ -206,11 +212,13 @@ class _Freezing:
                 part.forget(p, optimizer.state.get(p, {}))
 
 
-def _part(group: dict, p: Tensor, mask: Tensor, name: str) -> FrozenPart:
+def _part(group: dict, p: Tensor, mask: Tensor, name: str, in_backward: bool) -> FrozenPart:
     if group.get("compact"):
         return FreeCoordinates(p, mask, name)
     if group.get("differentiable") or not p.is_floating_point():
         return FrozenPart(p, mask, name)
+    if group.get("finite_gradients") and not in_backward and InfiniteMoment.holds(p, mask):
+        return InfiniteMoment(p, mask, name)
     return FrozenBits(p, mask, name)
 
 

@@ -1,6 +1,6 @@
 """One parameter with a frozen part: masking its gradient, and holding its frozen values still.
 
-The three ways do the same; they differ in what they cost and in what they are right for.
+The ways do the same; they differ in what they cost and in what they are right for.
 """
 
 import torch
@@ -105,6 +105,34 @@ class FrozenBits(FrozenPart):
 
     def _bits(self, x: Tensor) -> Tensor:
         return x.detach().view(self._free.dtype)
+
+
+class InfiniteMoment(FrozenPart):
+    """By a second moment that is infinite, for Adam on gradients that are finite.
+
+    Its step m / sqrt(v) is then zero whatever the gradient, which is not masked: nothing is read or
+    written that a step does not read or write anyway.
+    """
+
+    @staticmethod
+    def holds(p: Tensor, mask: Tensor) -> bool:
+        """All values but -0.0, which turns into 0.0 where 0.0 is added."""
+        p = p.detach()
+        return not ((p == 0) & p.signbit() & mask).any()
+
+    def before_step(self, p: Tensor, still: bool) -> None:
+        self._saved = None if still else self._save(p)
+
+    def forget(self, p: Tensor, state: dict) -> None:
+        """Zero the first moment and take infinity for the second, where the parameter is frozen."""
+        super().forget(p, state)
+        for name in _MOMENTS[1:]:
+            if name in state:
+                state[name].masked_fill_(self._mask, torch.inf)
+
+    def recall(self, p: Tensor, state: dict) -> None:
+        """Zero the moments again."""
+        super().forget(p, state)
 
 
 class FreeCoordinates(FrozenPart):

@@ -19,33 +19,41 @@ class MaskedAdam(Adam):
     freeze costs it one pass over the gradients, if there is no weight decay: zero gradient and zero
     moments keep a value still. A checkpoint with masks freezes it without a call of :func:`freeze`.
 
+    With ``finite_gradients=True`` a freeze costs nothing: the second moment of what is frozen is
+    infinite, so that its step is zero whatever its gradient, as long as that is finite. The
+    gradients are not masked then; do ``freeze(optimizer, mask, in_backward=False)``.
+
     With ``compact=True`` the two moments of a tensor (three with ``amsgrad``) exist for its free
     coordinates alone. A step gathers these and their gradients, is torch's own step on them, and
     scatters the values back. Bytes for each parameter in float32, r being the share of free ones:
 
-    ======================== ======== ============
-    compact                  False    True
-    ======================== ======== ============
-    moments                  8        8 r
-    mask                     1        1
-    mask of bits, or index   4        4 r
-    in all, at r = 0.5       13       7
-    at r = 0.1               13       2.2
-    at r = 0.01              13       1.12
-    ======================== ======== ============
+    ======================== ======== ================ ============
+    \                        neither  finite_gradients compact
+    ======================== ======== ================ ============
+    moments                  8        8                8 r
+    mask                     1        1                1
+    mask of bits, or index   4        0                4 r
+    in all, at r = 0.5       13       9                7
+    at r = 0.1               13       9                2.2
+    at r = 0.01              13       9                1.12
+    ======================== ======== ================ ============
 
-    A step takes 8 r more for as long as it lasts; tensors of more than 2^31 elements have an index
-    of 8 r. On a CPU compact steps are faster than masked ones where no more than a few percent of
-    the parameters are free, and slower where more are (``benchmarks/masked_adam.py``).
+    A compact step takes 8 r more for as long as it lasts; tensors of more than 2^31 elements have
+    an index of 8 r. On a CPU compact steps are faster than masked ones where no more than a few
+    percent of the parameters are free, and slower where more are (``benchmarks/masked_adam.py``).
 
     Args:
         params: best ``model.named_parameters()``, so that masks go by name.
         lr, betas, eps, weight_decay, amsgrad, options: as in :class:`torch.optim.Adam`.
         compact: keep moments of free coordinates only. Like every option it may differ between
             groups, and a checkpoint of ``MaskedAdam`` brings its own.
+        finite_gradients: a promise that no gradient is ever inf or NaN; one that is spoils the
+            frozen value that it belongs to. Where gradients are masked in the backward pass, with
+            ``compact`` or with ``differentiable`` it changes nothing.
 
     Raises:
-        ValueError: for ``compact`` with ``differentiable``.
+        ValueError: for ``compact`` with ``differentiable``, and for ``finite_gradients`` with a
+            second moment that forgets all at once, ``betas[1] = 0``.
         RuntimeError: from a compact step inside :func:`torch.compile`.
 
     Source: Kingma, Ba, Adam: a method for stochastic optimization, ICLR 2015; masked as in
@@ -73,14 +81,16 @@ class MaskedAdam(Adam):
         amsgrad: bool = False,
         *,
         compact: bool = False,
+        finite_gradients: bool = False,
         **options: Any,
     ):
         if compact and options.get("differentiable"):
             raise ValueError("a compact step is not differentiable: choose one of the two")
+        if finite_gradients and betas[1] == 0:
+            raise ValueError("finite_gradients=True freezes by the second moment: betas[1] is 0")
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        self.defaults["compact"] = compact
-        for group in self.param_groups:
-            group.setdefault("compact", compact)
+        self.defaults |= {"compact": compact, "finite_gradients": finite_gradients}
+        self._complete_groups()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of Adam, masked or not; its masks freeze."""
@@ -90,16 +100,24 @@ class MaskedAdam(Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
         for group in self.param_groups:
-            group.setdefault("compact", self.defaults["compact"])
+            for option in ("compact", "finite_gradients"):
+                group.setdefault(option, self.defaults[option])
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Tell torch's step what to work on: where moments are compact, the free coordinates."""
-        if not group["compact"] or not hasattr(self, "_freezing"):
-            return super()._init_group(group, *lists)
+        parts = self._freezing.parts if hasattr(self, "_freezing") else {}
+        if not group["compact"] or not parts:
+            new = [p for p in group["params"] if p in parts and not self.state.get(p)]
+            has_complex = super()._init_group(group, *lists)
+            for p in new:
+                parts[p].forget(p, self.state.get(p, {}))
+            return has_complex
         if torch.compiler.is_compiling():
             raise RuntimeError("a compact step cannot be compiled: keep it out of torch.compile")
-        parts = self._freezing.parts
         stand_ins = {
             p: parts[p].stand_in(p) for p in group["params"] if p in parts and p.grad is not None
         }

@@ -10,6 +10,7 @@ leading axes, and a target broadcasts against the output's leading axes. The los
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def perceptron(n: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -55,7 +56,8 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """
     _check_one_output(output)
     _check_target(output, target, "floating point", target.is_floating_point())
-    return (output.squeeze(-1) - target).square()
+    h = output.squeeze(-1)
+    return F.mse_loss(h, target.expand_as(h), reduction="none")
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -84,8 +86,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 def binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     r"""Loss of two classes from one logit h: :math:`\ln(1 + e^h) - y h`, in nats.
 
-    Written as :math:`\ln(2 \cosh(h/2)) - (y - \tfrac{1}{2}) h`, with the even part taken at
-    :math:`|h|`, so that nothing overflows.
+    Written as :math:`-\ln \sigma((2 y - 1) h)`, so that nothing overflows.
 
     Args:
         output: (..., S, 1), the logit of y = 1.
@@ -103,10 +104,7 @@ def binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """
     _check_one_output(output)
     _check_target(output, target, "floating point", target.is_floating_point())
-    logit = output.squeeze(-1)
-    size = logit.abs()
-    # exp, log and sigmoid are vectorized on a CPU; log1p and softplus are not.
-    return torch.add((0.5 - target) * logit, size, alpha=0.5) - size.sigmoid().log()
+    return -F.logsigmoid((2 * target - 1) * output.squeeze(-1))
 
 
 def _check_one_output(output: Tensor) -> None:

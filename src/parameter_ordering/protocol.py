@@ -33,6 +33,9 @@ def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn
     return stack(models)
 
 
+_FETCHED = 2**18  # numbers, fetched at a time: few calls, and what is fetched stays in the cache
+
+
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own shuffled epochs.
 
@@ -42,24 +45,28 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
-        self.x, self.y, self.S = x, y, S
-        self._rows, self._answers = x.flatten(0, 1), y.flatten()
+        self.x, self.y, self.S, self.t = x, y, S, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
-        self._epoch, self._start = None, x.shape[1]
-        self.t = 0
+        self._stream = self._draw()
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        m = self.x.shape[1]
-        if self._start + self.S > m:
-            epoch = torch.stack([torch.randperm(m, generator=each) for each in self._generators])
-            epoch += m * torch.arange(len(self.x))[:, None]
-            self._epoch, self._start = epoch.to(self.x.device), 0
-        chosen = self._epoch[:, self._start : self._start + self.S].unsqueeze(1)
-        self._start += self.S
         self.t += 1
-        # index_select copies whole rows, several times faster on a CPU than x[chosen].
-        x = self._rows.index_select(0, chosen.flatten())
-        return x.view(*chosen.shape, -1), self._answers[chosen]
+        return next(self._stream)
+
+    def _draw(self) -> Iterator[tuple[Tensor, Tensor]]:
+        runs, m, n = len(self._generators), *self.x.shape[1:]
+        objects, answers = self.x.flatten(0, 1), self.y.flatten()
+        first = torch.arange(len(self.x)).unsqueeze(1) * m
+        ahead = max(1, _FETCHED // (runs * self.S * n))
+        while True:
+            epoch = first + torch.stack([torch.randperm(m, generator=g) for g in self._generators])
+            epoch = epoch[:, : m - m % self.S].to(self.x.device)
+            for chosen in epoch.split(ahead * self.S, dim=1):
+                rows = chosen.flatten()
+                # On a CPU index_select is several times faster than x[rows].
+                x = objects.index_select(0, rows).view(runs, 1, -1, n).split(self.S, dim=2)
+                y = answers.index_select(0, rows).view(runs, 1, -1).split(self.S, dim=2)
+                yield from zip(x, y, strict=True)
 
 
 class Diverged(ArithmeticError):
@@ -148,7 +155,7 @@ def freeze_and_train(
     freeze(optimizer, mask, in_backward=False)
     for _ in range(iterations):
         x, y = next(minibatches)
-        optimizer.zero_grad()
+        model.zero_grad()
         total = summed(trained.loss)(model(x), y)
         value = _finite(total, model, trained.loss, x, y, minibatches.t)
         total.backward()

@@ -95,7 +95,9 @@ class Shard:
             variance = GradientCovariance(model, samples="all", **following)
         return Trained(
             model=model,
-            optimizer=MaskedAdam(model.named_parameters(), lr=experiment.lr, fused=True),
+            optimizer=MaskedAdam(
+                model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
+            ),
             start=start,
             covariance=GradientCovariance(model, initial=initial, **following),
             variance=variance,
