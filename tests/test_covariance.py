@@ -76,17 +76,18 @@ def train(model, covariance, steps, lr=0.1):
     [
         (running_mean, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
         (0.5, [1 / 16, 1 / 8, 1 / 4, 1 / 2]),
+        (0.5, [0.5**steps for steps in range(24, 0, -1)]),
         (lambda t: 1 / (t + 1), [1 / 5, 1 / 5, 1 / 5, 1 / 5]),
     ],
-    ids=["running mean", "exponential", "any"],
+    ids=["running mean", "exponential", "long", "any"],
 )
 @pytest.mark.parametrize("burn_in", [0, 2])
 def test_windows(samples, full, kappa, weights, burn_in):
     model = perceptron()
     C = GradientCovariance(model, samples, full, kappa=kappa, burn_in=burn_in)
-    V = train(model, C, 4 + burn_in)
+    V = train(model, C, len(weights) + burn_in)
     want = sum(weight * v for weight, v in zip(weights, V[burn_in:], strict=True))
-    assert C.t == 4 + burn_in
+    assert C.t == len(weights) + burn_in
     torch.testing.assert_close(flat(C.diagonal()), want.diagonal(), **CLOSE)
     if full:
         torch.testing.assert_close(C.matrix(), want, **CLOSE)
@@ -326,7 +327,7 @@ def test_rounding_gives_no_negative_variance():
     x, y = torch.randn(1, 30).float().expand(7, 30), torch.zeros(7, dtype=torch.long)
     C = GradientCovariance(model, "all")
     C.update(F.cross_entropy, x, y)
-    assert min(d.min() for d in C._C.values()) < 0
+    assert min(d.min() for d in C._sum.values()) < 0
     assert flat(C.diagonal()).min() >= 0
     assert flat(C.diagonal()).max() < 1e-6
 
@@ -368,10 +369,17 @@ def test_saved_and_loaded_goes_on_as_if_uninterrupted(full, tmp_path):
 @pytest.mark.parametrize(
     ("state", "match"),
     [
-        ({"t": 3, "C": torch.ones(27, 27)}, "given as the full matrix: full=False takes a diag"),
-        ({"t": 3, "C": {"0.weight": torch.ones(3, 4)}}, r"C is for \['0.weight'\]"),
         (
-            {"t": 3, "C": {n: torch.ones(3, 4) for n, _ in perceptron().named_parameters()}},
+            {"t": 3, "scale": 1, "sum": torch.ones(27, 27)},
+            "given as the full matrix: full=False takes a diag",
+        ),
+        ({"t": 3, "scale": 1, "sum": {"0.weight": torch.ones(3, 4)}}, r"C is for \['0.weight'\]"),
+        (
+            {
+                "t": 3,
+                "scale": 1,
+                "sum": {n: torch.ones(3, 4) for n, _ in perceptron().named_parameters()},
+            },
             r"'0.bias' has shape \(3, 4\)",
         ),
     ],

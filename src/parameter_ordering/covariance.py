@@ -15,6 +15,9 @@ from parameter_ordering.gradients.per_sample import PerSampleGradients, accumula
 __all__ = ["GradientCovariance", "running_mean"]
 
 
+_SMALL = 1e-3
+
+
 def running_mean(t: int) -> float:
     """kappa_t = 1/t of the paper: C_t is the mean of t contributions, and C_0 has no part in it."""
     return 1 / t
@@ -125,7 +128,8 @@ class GradientCovariance:
                     f"axes of the ensemble must be the same for all, {tuple(self._ensemble)}"
                 )
         self._sizes = [prod(w.shape[ensemble_dims:]) for w in self._parameters.values()]
-        self._C = self._zero(memory_limit)
+        # C_t = scale * sum: (2.6) is one addition then, with nothing to multiply C_{t-1} by.
+        self._scale, self._sum = 1.0, self._zero(memory_limit)
         if initial is not None:
             self._set(initial)
         self._batch_norms = batch_norms(model)
@@ -153,17 +157,18 @@ class GradientCovariance:
             alpha = kappa * S / (S - 1) if self.unbiased else kappa
             add = self._add_to_matrix if self.full else self._add_to_diagonal
             with torch.no_grad():
-                add(g_S, g, 1 - kappa, alpha)
+                self._decay(1 - kappa)
+                add(g_S, g, alpha / self._scale)
         self.t += 1
         return loss
 
     def diagonal(self) -> dict[str, Tensor]:
         """diag(C_t) by parameter name, each of the shape of its parameter; a copy."""
         if not self.full:
-            return {name: C.clamp_min(0) for name, C in self._C.items()}
-        parts = self._C.diagonal(dim1=-2, dim2=-1).split(self._sizes, -1)
+            return {name: (self._scale * C).clamp_min_(0) for name, C in self._sum.items()}
+        parts = self._sum.diagonal(dim1=-2, dim2=-1).split(self._sizes, -1)
         return {
-            name: part.reshape(w.shape).clone()
+            name: self._scale * part.reshape(w.shape)
             for (name, w), part in zip(self._parameters.items(), parts, strict=True)
         }
 
@@ -171,11 +176,14 @@ class GradientCovariance:
         """C_t, ``(*E, p, p)``, parameters flattened, in the order of :meth:`diagonal`; a copy."""
         if not self.full:
             raise ValueError("only the diagonal is kept: construct with full=True for the matrix")
-        return self._C.clone()
+        return self._scale * self._sum
 
     def state_dict(self) -> dict[str, Any]:
-        """t and C_t, not copied, to save with those of the model and its optimizer."""
-        return {"t": self.t, "C": self._C}
+        """t and C_t, a sum with its scale, to save with those of the model and its optimizer.
+
+        The sum is not copied.
+        """
+        return {"t": self.t, "scale": self._scale, "sum": self._sum}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state; the settings are those of this object.
@@ -184,34 +192,36 @@ class GradientCovariance:
             ValueError: if the state is of other parameters, of other shapes, or of a matrix where
                 this is a diagonal. Nothing has changed then.
         """
-        self._set(state_dict["C"])
-        self.t = int(state_dict["t"])
+        t, scale = int(state_dict["t"]), float(state_dict["scale"])
+        self._set(state_dict["sum"])
+        self.t, self._scale = t, scale
 
-    def _add_to_diagonal(
-        self, g_S: dict[str, Tensor], g: dict[str, Rows], beta: float, alpha: float
-    ) -> None:
-        for name, C in self._C.items():
-            if name in g:
-                add = g[name].add_first_ if self.samples == "first" else g[name].add_all_
-                add(C, g_S[name], beta, alpha)
-            else:
-                C.mul_(beta)
+    def _decay(self, beta: float) -> None:
+        """C <- beta C."""
+        self._scale *= beta
+        if self._scale < _SMALL:  # the sum is to stay of a size that it can be added to
+            for C in (self._sum,) if self.full else self._sum.values():
+                C.mul_(self._scale)
+            self._scale = 1.0
 
-    def _add_to_matrix(
-        self, g_S: dict[str, Tensor], g: dict[str, Rows], beta: float, alpha: float
-    ) -> None:
+    def _add_to_diagonal(self, g_S: dict[str, Tensor], g: dict[str, Rows], alpha: float) -> None:
+        for name, g_i in g.items():
+            add = g_i.add_first_ if self.samples == "first" else g_i.add_all_
+            add(self._sum[name], g_S[name], alpha)
+
+    def _add_to_matrix(self, g_S: dict[str, Tensor], g: dict[str, Rows], alpha: float) -> None:
         E, first = self.ensemble_dims, self.samples == "first"
         deviations = {
             name: (g_i.first().unsqueeze(E) if first else g_i.rows()) - g_S[name].unsqueeze(E)
             for name, g_i in g.items()
         }
         S = next((r.shape[E] for r in deviations.values()), 1)
-        r = self._C.new_zeros(*self._ensemble, S, sum(self._sizes))
+        r = self._sum.new_zeros(*self._ensemble, S, sum(self._sizes))
         for name, part in zip(self._parameters, r.split(self._sizes, -1), strict=True):
             if name in g:
                 part.copy_(deviations[name].reshape(part.shape))
-        r, C = r.view(-1, *r.shape[-2:]), self._C.view(-1, *self._C.shape[-2:])
-        C.baddbmm_(r.mT, r, beta=beta, alpha=alpha / S)
+        r, C = r.view(-1, *r.shape[-2:]), self._sum.view(-1, *self._sum.shape[-2:])
+        C.baddbmm_(r.mT, r, alpha=alpha / S)
 
     def _next_kappa(self) -> float:
         t = self.t + 1 - self.burn_in
@@ -260,7 +270,7 @@ class GradientCovariance:
             raise ValueError(
                 f"C is given as {kinds[not self.full]}: full={self.full} takes {kinds[self.full]}"
             )
-        own, given = ({"C": self._C}, {"C": C}) if self.full else (self._C, C)
+        own, given = ({"C": self._sum}, {"C": C}) if self.full else (self._sum, C)
         if own.keys() != given.keys():
             raise ValueError(f"C is for {sorted(given)}, the parameters followed are {sorted(own)}")
         for name, old in own.items():

@@ -68,13 +68,13 @@ def check_factor(factor, want):
     close = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(factor.rows(), want, **close)
     torch.testing.assert_close(factor.total(), want.sum(0), **close)
-    C_0, g_S, beta, alpha = torch.rand_like(want[0]), want.mean(0), 0.7, 0.4
+    C_0, g_S, alpha = torch.rand_like(want[0]), want.mean(0), 0.4
     C = C_0.clone()
-    factor.add_all_(C, g_S, beta, alpha)
-    torch.testing.assert_close(C, beta * C_0 + alpha * (want - g_S).square().mean(0), **close)
+    factor.add_all_(C, g_S, alpha)
+    torch.testing.assert_close(C, C_0 + alpha * (want - g_S).square().mean(0), **close)
     C = C_0.clone()
-    factor.add_first_(C, g_S, beta, alpha)
-    torch.testing.assert_close(C, beta * C_0 + alpha * (want[0] - g_S) ** 2, **close)
+    factor.add_first_(C, g_S, alpha)
+    torch.testing.assert_close(C, C_0 + alpha * (want[0] - g_S) ** 2, **close)
 
 
 LAYERS = {

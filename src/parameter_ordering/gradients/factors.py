@@ -32,15 +32,15 @@ class Rows:
         """The sum of the g_i: (*E, *shape)."""
         return self.scale * self.g.sum(self.dim)
 
-    def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
-        """C <- beta C + alpha (g_1 - g_S)^2, in place."""
+    def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
+        """C <- C + alpha (g_1 - g_S)^2, in place."""
         r = torch.sub(g_S, self.g.select(self.dim, 0), alpha=self.scale)
-        C.mul_(beta).addcmul_(r, r, value=alpha)
+        C.addcmul_(r, r, value=alpha)
 
-    def add_all_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
-        """C <- beta C + alpha mean_i (g_i - g_S)^2, in place."""
+    def add_all_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
+        """C <- C + alpha mean_i (g_i - g_S)^2, in place."""
         r = torch.sub(g_S.unsqueeze(self.dim), self.g, alpha=self.scale)
-        C.mul_(beta).add_(r.square_().sum(self.dim), alpha=alpha / r.shape[self.dim])
+        C.add_(r.square_().sum(self.dim), alpha=alpha / r.shape[self.dim])
 
 
 class Factors(Rows):
@@ -48,16 +48,16 @@ class Factors(Rows):
 
     dim = 0
 
-    def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
+    def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
         r = self.first() - g_S
-        C.mul_(beta).addcmul_(r, r, value=alpha)
+        C.addcmul_(r, r, value=alpha)
 
-    def add_all_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
-        self._add_squares_(C, beta, alpha)
+    def add_all_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
+        self._add_squares_(C, alpha)
         C.addcmul_(g_S, g_S, value=-alpha)
 
-    def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
-        """C <- beta C + alpha mean_i g_i^2, in place."""
+    def _add_squares_(self, C: Tensor, alpha: float) -> None:
+        """C <- C + alpha mean_i g_i^2, in place."""
         raise NotImplementedError
 
 
@@ -77,25 +77,27 @@ class Outer(Factors):
     def total(self) -> Tensor:
         return self.scale * (self.d.mT @ self.a)
 
-    def add_first_(self, C: Tensor, g_S: Tensor, beta: float, alpha: float) -> None:
+    def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
         d, a = self._first()
+        r = None
         for c, g, column in _row_blocks(C, g_S, d):
-            r = torch.addcmul(g, column, a, value=-self.scale)
-            c.mul_(beta).addcmul_(r, r, value=alpha)
+            r = torch.empty_like(g) if r is None else r.narrow(-2, 0, g.shape[-2])
+            torch.addcmul(g, column, a, value=-self.scale, out=r)
+            c.addcmul_(r, r, value=alpha)
 
     def _first(self) -> tuple[Tensor, Tensor]:
         """d_1 as a column, a_1 as a row."""
         return self.d.select(-2, 0).unsqueeze(-1), self.a.select(-2, 0).unsqueeze(-2)
 
-    def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
+    def _add_squares_(self, C: Tensor, alpha: float) -> None:
         # The mean over i of (d_i a_i^T)^2 is a product of squares, and BLAS adds it to C.
         d, a = self.d.square(), self.a.square()
         alpha *= self.scale**2 / d.shape[-2]
         if C.dim() == 2:
-            C.addmm_(d.mT, a, beta=beta, alpha=alpha)
+            C.addmm_(d.mT, a, alpha=alpha)
         else:
             a = a.expand(*d.shape[:-1], -1).flatten(0, -3)
-            C.flatten(0, -3).baddbmm_(d.flatten(0, -3).mT, a, beta=beta, alpha=alpha)
+            C.flatten(0, -3).baddbmm_(d.flatten(0, -3).mT, a, alpha=alpha)
 
 
 class OuterSum(Factors):
@@ -125,8 +127,7 @@ class OuterSum(Factors):
     def total(self) -> Tensor:
         return self.scale * sum(g.sum(0) for g in self._chunks())
 
-    def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
-        C.mul_(beta)
+    def _add_squares_(self, C: Tensor, alpha: float) -> None:
         for g in self._chunks():
             C.add_(g.square_().sum(0), alpha=alpha * self.scale**2 / len(self.d))
 
@@ -156,10 +157,10 @@ class Lookup(Factors):
     def total(self) -> Tensor:
         return self._scatter(self.index, self.d, self.shape[0])
 
-    def _add_squares_(self, C: Tensor, beta: float, alpha: float) -> None:
+    def _add_squares_(self, C: Tensor, alpha: float) -> None:
         keys, position = torch.unique(self._keys(), return_inverse=True)
         g = self._scatter(position, self.d, len(keys))
-        C.mul_(beta).index_add_(0, keys % self.shape[0], g.square_(), alpha=alpha / len(self.index))
+        C.index_add_(0, keys % self.shape[0], g.square_(), alpha=alpha / len(self.index))
 
 
 def _block(like: Tensor) -> int:
