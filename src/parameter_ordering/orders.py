@@ -24,6 +24,7 @@ class Trained:
         start: the weights w_0 by name.
         covariance: C_t0 of (2.6), from the first sample of each minibatch.
         variance: the same from all samples, or None if no order asks for it.
+        exact: the variance at the weights of its last update, from all samples of that.
         moments: of the minibatch gradient, over all iterations.
         x: all training objects, (R or 1, 1, m, n).
         y: their answers, (R or 1, 1, m).
@@ -39,6 +40,7 @@ class Trained:
     start: Mapping[str, Tensor]
     covariance: GradientCovariance
     variance: GradientCovariance | None
+    exact: GradientCovariance
     moments: GradientMoments
     x: Tensor
     y: Tensor

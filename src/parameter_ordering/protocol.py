@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
 from parameter_ordering.freezing import freeze
 from parameter_ordering.orders import Ranks, Trained
@@ -128,9 +127,8 @@ def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> No
 
 def exact_variance(trained: Trained) -> dict[str, Tensor]:
     """Variance of the gradients of all training objects at the weights that the model has now."""
-    exact = GradientCovariance(trained.model, samples="all", ensemble_dims=ENSEMBLE_DIMS)
-    exact.update(summed(trained.loss), trained.x, trained.y)
-    return exact.diagonal()
+    trained.exact.update(summed(trained.loss), trained.x, trained.y)
+    return trained.exact.diagonal()
 
 
 def freeze_and_train(

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,19 +89,20 @@ class Shard:
         """The models before their training, with what watches it."""
         experiment, model, runs = self.experiment, self.model, self.runs
         start = {name: w.detach().clone() for name, w in model.named_parameters()}
-        following = {"ensemble_dims": ENSEMBLE_DIMS, "kappa": kappa_of(experiment.kappa)}
+        kappa = kappa_of(experiment.kappa)
         initial = uniform(start, seeds(experiment.seed, "C_0", runs))
-        variance = None
-        if "all_samples" in experiment.orders:
-            variance = GradientCovariance(model, samples="all", **following)
+        of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
         return Trained(
             model=model,
             optimizer=MaskedAdam(
                 model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
             ),
             start=start,
-            covariance=GradientCovariance(model, initial=initial, **following),
-            variance=variance,
+            covariance=GradientCovariance(
+                model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
+            ),
+            variance=of_all(kappa=kappa) if "all_samples" in experiment.orders else None,
+            exact=of_all(kappa=1.0),
             moments=GradientMoments(model),
             x=self.minibatches.x[:, None],
             y=self.minibatches.y[:, None],
