@@ -34,6 +34,7 @@ def measure(shapes: list[tuple], share: float, seconds: float) -> list[dict]:
         "Adam, nothing frozen": _adam(masks),
         "masked_fill_ and where": _by_hand(masks),
         "MaskedAdam": _masked_adam(masks),
+        "MaskedAdam(finite_gradients=True)": _masked_adam(masks, finite_gradients=True),
         "MaskedAdam(weight_decay=0.01)": _masked_adam(masks, weight_decay=0.01),
         "MaskedAdam(compact=True)": _masked_adam(masks, compact=True),
     }
