@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parameter_ordering import protocol
 from parameter_ordering.models import perceptron
 from parameter_ordering.protocol import Minibatches, build_all, kappa_of, seeds, uniform
 
@@ -47,6 +48,18 @@ def test_minibatches_of_a_run_do_not_depend_on_the_other_runs():
     one, many = Minibatches(x, y, 3, [5]), Minibatches(x, y, 3, [4, 5, 6])
     for _ in range(8):
         assert torch.equal(next(one)[0][0], next(many)[0][1])
+
+
+@pytest.mark.parametrize("fetched", [1, 50])
+def test_how_many_are_fetched_at_a_time_changes_nothing(fetched, monkeypatch):
+    x, y = numbered(20)
+    expected, same = (Minibatches(x, y, 3, range(2)) for _ in range(2))
+    expected = [next(expected) for _ in range(15)]
+    monkeypatch.setattr(protocol, "_FETCHED", fetched)
+    for rows, answers in expected:
+        got, y_got = next(same)
+        assert torch.equal(got, rows)
+        assert torch.equal(y_got, answers)
 
 
 def test_each_run_draws_from_its_own_objects():

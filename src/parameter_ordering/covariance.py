@@ -14,8 +14,7 @@ from parameter_ordering.gradients.per_sample import PerSampleGradients, accumula
 
 __all__ = ["GradientCovariance", "running_mean"]
 
-
-_SMALL = 1e-3
+_SMALL = 1e-3  # a scale below it is multiplied into the sum
 
 
 def running_mean(t: int) -> float:
@@ -128,7 +127,7 @@ class GradientCovariance:
                     f"axes of the ensemble must be the same for all, {tuple(self._ensemble)}"
                 )
         self._sizes = [prod(w.shape[ensemble_dims:]) for w in self._parameters.values()]
-        # C_t = scale * sum: (2.6) is one addition then, with nothing to multiply C_{t-1} by.
+        # C_t = scale * sum: (2.6) multiplies the scale, and adds to the sum.
         self._scale, self._sum = 1.0, self._zero(memory_limit)
         if initial is not None:
             self._set(initial)
@@ -199,7 +198,7 @@ class GradientCovariance:
     def _decay(self, beta: float) -> None:
         """C <- beta C."""
         self._scale *= beta
-        if self._scale < _SMALL:  # the sum is to stay of a size that it can be added to
+        if self._scale < _SMALL:
             for C in (self._sum,) if self.full else self._sum.values():
                 C.mul_(self._scale)
             self._scale = 1.0

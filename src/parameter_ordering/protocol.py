@@ -12,6 +12,7 @@ from parameter_ordering.freezing import freeze
 from parameter_ordering.orders import Ranks, Trained
 
 _PURPOSES = ("weights", "minibatches", "ties", "own order", "common order", "C_0")
+_FETCHED = 2**18  # numbers that are fetched at a time: few calls, and all stays in the cache
 Loss = Callable[[Tensor, Tensor], Tensor]
 Tick = Callable[[float], None]
 
@@ -30,9 +31,6 @@ def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn
             torch.manual_seed(seed)
             models.append(build())
     return stack(models)
-
-
-_FETCHED = 2**18  # numbers, fetched at a time: few calls, and what is fetched stays in the cache
 
 
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
