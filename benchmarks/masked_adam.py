@@ -34,9 +34,9 @@ def measure(shapes: list[tuple], share: float, seconds: float) -> list[dict]:
         "Adam, nothing frozen": _adam(masks),
         "masked_fill_ and where": _by_hand(masks),
         "MaskedAdam": _masked_adam(masks),
-        "MaskedAdam(finite_gradients=True)": _masked_adam(masks, finite_gradients=True),
-        "MaskedAdam(weight_decay=0.01)": _masked_adam(masks, weight_decay=0.01),
-        "MaskedAdam(compact=True)": _masked_adam(masks, compact=True),
+        "MaskedAdam, finite_gradients": _masked_adam(masks, finite_gradients=True),
+        "MaskedAdam, weight_decay": _masked_adam(masks, weight_decay=0.01),
+        "MaskedAdam, compact": _masked_adam(masks, compact=True),
     }
     medians = interleaved({name: step for name, (step, _) in ways.items()}, seconds)
     return [
