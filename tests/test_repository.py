@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sphinx.util.matching import get_matching_files
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -107,6 +108,15 @@ def test_the_files_that_the_readme_links_to_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_what_tools_leave_in_hidden_folders_is_no_page(tmp_path):
+    for path in (".pytest_cache/README.md", ".venv/lib/page.md", "chapters/page.md"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    excluded = yaml.safe_load((ROOT / "_config.yml").read_text())["exclude_patterns"]
+    pages = get_matching_files(tmp_path, exclude_patterns=excluded)
+    assert list(pages) == ["chapters/page.md"]
 
 
 def imported(folder):
