@@ -113,7 +113,7 @@ class MaskedAdam(Adam):
         if not group["compact"] or not parts:
             new = [p for p in group["params"] if p in parts and not self.state.get(p)]
             has_complex = super()._init_group(group, *lists)
-            for p in new:
+            for p in new:  # what torch makes moments of only now
                 parts[p].forget(p, self.state.get(p, {}))
             return has_complex
         if torch.compiler.is_compiling():

@@ -149,10 +149,11 @@ def freeze_and_train(
         limits = torch.tensor(k, device=w.device).view(1, -1, *[1] * (w.ndim - ENSEMBLE_DIMS))
         mask[name] = torch.cat([each[name] <= limits for each in ranks], dim=1)
     freeze(optimizer, mask, in_backward=False)
+    loss = summed(trained.loss)
     for _ in range(iterations):
         x, y = next(minibatches)
         model.zero_grad()
-        total = summed(trained.loss)(model(x), y)
+        total = loss(model(x), y)
         value = _finite(total, model, trained.loss, x, y, minibatches.t)
         total.backward()
         optimizer.step()

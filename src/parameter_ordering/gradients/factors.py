@@ -7,7 +7,7 @@ Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs
 gradients d are those of the loss of the minibatch, times ``scale`` those of a sample's own loss.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 
 import torch
@@ -79,9 +79,10 @@ class Outer(Factors):
 
     def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
         d, a = self._first()
-        r = None
-        for c, g, column in _row_blocks(C, g_S, d):
-            r = torch.empty_like(g) if r is None else r.narrow(-2, 0, g.shape[-2])
+        blocks = _row_blocks(C, g_S, d)
+        room = torch.empty_like(blocks[0][0])
+        for c, g, column in blocks:
+            r = room.narrow(-2, 0, c.shape[-2])  # the last block may be smaller
             torch.addcmul(g, column, a, value=-self.scale, out=r)
             c.addcmul_(r, r, value=alpha)
 
@@ -168,9 +169,9 @@ def _block(like: Tensor) -> int:
     return 2**19 if like.device.type == "cpu" else 2**26
 
 
-def _row_blocks(C: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
+def _row_blocks(C: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
     """Tensors in blocks along axis -2, so that nothing of the size of a large C is written."""
     step = max(1, _block(C) * C.shape[-2] // C.numel())
     if step >= C.shape[-2]:
         return [(C, *others)]
-    return zip(*(t.split(step, -2) for t in (C, *others)), strict=True)
+    return list(zip(*(t.split(step, -2) for t in (C, *others)), strict=True))
