@@ -18,18 +18,14 @@ from parameter_ordering.evidence.growth import freezable, growth_ratio, mean_gro
 from parameter_ordering.evidence.statistics import mean_difference
 from parameter_ordering.figures import COLOURS, NAMES
 from parameter_ordering.scores import SCORES
-from parameter_ordering.summary import correlation, styled, two_digits
-
-_NO_RATIO = "–"
-
-
-def ratio(data: xr.Dataset, order: str, versus: str) -> str:
-    """Growth of the test loss in one order as a ratio to that in another, with its interval."""
-    found = growth_ratio(data, order, versus)
-    if found is None:
-        return _NO_RATIO
-    low, high = found.interval()
-    return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
+from parameter_ordering.summary import (
+    NO_RATIO,
+    correlation,
+    markdown_table,
+    ratio,
+    styled,
+    two_digits,
+)
 
 
 def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> Styler:
@@ -48,7 +44,7 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
             table.setdefault(order, {})[name] = ratio(data, order, versus)
             difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest))
             low, high = difference.interval()
-            decided = table[order][name] != _NO_RATIO
+            decided = table[order][name] != NO_RATIO
             best[order, name] = decided and (order == lowest or low <= 0 <= high)
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     bold = pd.DataFrame(
@@ -125,16 +121,22 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     return styled(pd.DataFrame(columns)).format(two_digits, na_rep="")
 
 
-def extras() -> Styler:
-    """What each score needs beyond training with Adam, and its source, as its docstring says."""
+def scores_table() -> str:
+    """What each score is, what it needs beyond training with Adam, and its source, as Markdown.
+
+    As the first paragraph of its docstring says, and the sentences after "Extra" and "Source".
+    """
     rows = {}
     for name, score in SCORES.items():
-        text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], inspect.getdoc(score))
-        text = " ".join(text.replace("``", "").split())
+        text = inspect.getdoc(score).replace("``", "")
+        text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
+        text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)
+        what = text.partition("\n\n")[0].partition("Extra: ")[0]
         extra, _, source = text.partition("Extra: ")[2].partition("Source: ")
-        rows[NAMES[name]] = {"extra memory and time": extra.strip(), "source": source.strip()}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return styled(table).set_properties(**{"text-align": "left"})
+        row = {"what it is": what, "extra memory and time": extra, "source": source}
+        rows[NAMES[name]] = {column: " ".join(each.split()) for column, each in row.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+    return markdown_table(table, widths="20 35 25 30")
 
 
 def _interval_below(estimate: str) -> str:

@@ -1,6 +1,6 @@
 """The figures of the book: the paper's two kinds, and those that say what is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from parameter_ordering.evidence.growth import growth_ratios
 from parameter_ordering.order import mean_frozen
 
 _PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
@@ -37,6 +38,8 @@ _LOOK = {
 NAMES = {order: name for order, (name, _) in _LOOK.items()}
 COLOURS = {order: _PALETTE[colour] for order, (_, colour) in _LOOK.items()}
 ALPHA_MAP = "cividis"
+_COMPARED = ("covariance", "random")  # by the paper; the other orders are controls
+_PART = 40  # parameters, at equal steps, in the lower panels of alpha-hat
 
 
 def style() -> None:
@@ -64,7 +67,7 @@ def loss_figure(
 ) -> Figure:
     """Figures 1, 3, 5 and 7: loss against the share of frozen parameters, train and test.
 
-    A thick line is the mean over runs; each run stands faintly behind it.
+    A thick line is the mean over runs, dashed for controls; each run stands faintly behind it.
 
     Args:
         data: of :meth:`Experiment.run`.
@@ -73,16 +76,14 @@ def loss_figure(
         label: what the loss is.
     """
     share = data.k / data.sizes["parameter"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-    for axis, split, letter in zip(axes, ("train", "test"), "ab", strict=True):
+    figure, axes = _train_and_test()
+    for axis, split in zip(axes, ("train", "test"), strict=True):
         for order in orders:
             loss = data.loss.sel(split=split, order=order)
             faint = min(0.3, 5 / data.sizes["run"])
             axis.plot(share, loss.transpose("k", "run"), color=COLOURS[order], lw=0.7, alpha=faint)
-            mean = loss.mean("run")
-            axis.plot(share, mean, color=COLOURS[order], lw=2.2, label=NAMES[order])
-        axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
+            look = {"color": COLOURS[order], "ls": "-" if order in _COMPARED else "--", "lw": 2.2}
+            axis.plot(share, loss.mean("run"), label=NAMES[order], **look)
     axes[0].set_ylabel(label)
     if log:
         _log_axis(axes[0])
@@ -92,7 +93,35 @@ def loss_figure(
     return figure
 
 
-def alpha_figure(data: xr.Dataset, part: int = 40) -> Figure:
+def ratio_figure(
+    data: xr.Dataset, versus: Sequence[str] = ("random", "random_within_tensors")
+) -> Figure:
+    """Growth of the loss in the proposed order as a ratio to that in others, at each k by itself.
+
+    With 95 % intervals over runs; nothing where the other's growth is not well above 0.
+
+    Args:
+        data: of :meth:`Experiment.run`.
+        versus: which of its orders to compare with.
+    """
+    figure, axes = _train_and_test()
+    for axis, split in zip(axes, ("train", "test"), strict=True):
+        axis.axhline(1, color="0.5", ls=":", lw=1)
+        for order in versus:
+            ratios = growth_ratios(data, "covariance", order, split)
+            share = [k / data.sizes["parameter"] for k in ratios]
+            value = [ratio.value if ratio else np.nan for ratio in ratios.values()]
+            intervals = [ratio.interval() if ratio else [np.nan] * 2 for ratio in ratios.values()]
+            look = {"color": COLOURS[order]}
+            axis.plot(share, value, "o-", ms=3, label=f"to {NAMES[order]}", **look)
+            axis.fill_between(share, *np.transpose(intervals), alpha=0.2, lw=0, **look)
+    axes[0].set_ylabel("growth in the proposed order,\nas a ratio")
+    axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def alpha_figure(data: xr.Dataset) -> Figure:
     r"""Figures 2, 4, 6 and 8: :math:`\hat\alpha(k)`, proposed and random order, all and a part.
 
     In each panel k runs across and parameters down, sorted by their mean rank in the order shown.
@@ -100,7 +129,6 @@ def alpha_figure(data: xr.Dataset, part: int = 40) -> Figure:
 
     Args:
         data: of :meth:`Experiment.run`, with the orders ``covariance`` and ``random``.
-        part: how many parameters the lower panels show, at equal steps of the upper ones.
     """
     p = data.sizes["parameter"]
     k = np.unique(np.linspace(0, p, 201).round().astype(int))
@@ -110,7 +138,7 @@ def alpha_figure(data: xr.Dataset, part: int = 40) -> Figure:
     for column, order in enumerate(("covariance", "random")):
         ranks = data.ranks.sel(order=order)
         alpha = mean_frozen(ranks.values, k).numpy().T[np.argsort(ranks.mean("run").values)]
-        rows = np.unique(np.linspace(0, p - 1, min(part, p)).round().astype(int))
+        rows = np.unique(np.linspace(0, p - 1, min(_PART, p)).round().astype(int))
         for row, shown in enumerate((alpha, alpha[rows])):
             strip, axis = axes[2 * row : 2 * row + 2, column]
             picture = {"cmap": ALPHA_MAP, "vmin": 0, "vmax": 1, "aspect": "auto"}
@@ -160,22 +188,21 @@ def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss
     return figure
 
 
-def share_figure(data: xr.Dataset, order: str = "covariance", names: dict | None = None) -> Figure:
-    """Share of each tensor that is frozen, against the share of all parameters; every run faint.
+def share_figure(data: xr.Dataset, names: Mapping[str, str]) -> Figure:
+    """Share of each tensor that the proposed order freezes, against that of all; every run faint.
 
     Args:
         data: of :meth:`Experiment.run`.
-        order: one of its orders.
         names: what to call the tensors.
     """
     p = data.sizes["parameter"]
     k = np.linspace(0, p, 101).round().astype(int)
     figure, axis = plt.subplots(figsize=(6, 3.8))
     for colour, tensor in zip(_PALETTE, dict.fromkeys(data.tensor.values.tolist()), strict=False):
-        ranks = data.ranks.sel(order=order).values[:, data.tensor.values == tensor]
+        ranks = data.ranks.sel(order="covariance").values[:, data.tensor.values == tensor]
         share = (ranks[None] <= k[:, None, None]).mean(-1)
         axis.plot(k / p, share, color=colour, lw=0.6, alpha=0.25)
-        label = f"{(names or {}).get(tensor, tensor)} ({ranks.shape[1]:,})"
+        label = f"{names[tensor]} ({ranks.shape[1]:,})"
         axis.plot(k / p, share.mean(-1), color=colour, lw=2.2, label=label)
     axis.plot([0, 1], [0, 1], ":", color="0.5", label="any random order")
     axis.set(xlabel="frozen parameters, k / p", ylabel="frozen share of the tensor")
@@ -186,17 +213,14 @@ def share_figure(data: xr.Dataset, order: str = "covariance", names: dict | None
     return figure
 
 
-def first_layer_figure(data: xr.Dataset, order: str = "covariance", run: int = 0) -> Figure:
-    """The order of the weights of each hidden unit as a 28 x 28 image.
+def first_layer_figure(data: xr.Dataset) -> Figure:
+    """The proposed order of the weights of each hidden unit as a 28 x 28 image, in the first run.
 
     Args:
         data: of :meth:`Experiment.run` on MNIST.
-        order: one of its orders.
-        run: which run; hidden units of different runs have nothing to do with each other.
     """
-    p = data.sizes["parameter"]
-    ranks = data.ranks.sel(order=order, run=run).values[data.tensor.values == "0.weight"]
-    images = ranks.reshape(-1, 28, 28) / p
+    ranks = data.ranks.sel(order="covariance").values[0, data.tensor.values == "0.weight"]
+    images = ranks.reshape(-1, 28, 28) / data.sizes["parameter"]
     figure, axes = plt.subplots(2, 5, figsize=(9, 4))
     for unit, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         shown = axis.imshow(image, cmap="magma", vmin=0, vmax=1)
@@ -208,29 +232,33 @@ def first_layer_figure(data: xr.Dataset, order: str = "covariance", run: int = 0
     return figure
 
 
-def weight_figure(data: xr.Dataset, orders: Sequence[str] = ("covariance",)) -> Figure:
+def weight_figure(data: xr.Dataset) -> Figure:
     """Mean rank of each feature of a linear model against the true and the trained weight.
 
     Args:
         data: of :meth:`Experiment.run` on a linear model.
-        orders: which of its orders to draw.
     """
-    p = data.sizes["parameter"]
+    ranks = data.ranks.sel(order="covariance") / data.sizes["parameter"]
+    look = {"fmt": "o", "ms": 3, "lw": 0.5, "alpha": 0.7, "color": COLOURS["covariance"]}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     x = (np.abs(data.w_true), np.abs(data.w).mean("run"))
     labels = ("true weight, $|w_j|$", "trained weight at $t_0$, mean $|w_j|$")
     for axis, values, label, letter in zip(axes, x, labels, "ab", strict=True):
-        for order in orders:
-            ranks = data.ranks.sel(order=order)
-            mean, spread = ranks.mean("run") / p, ranks.std("run") / p
-            axis.errorbar(values, mean, spread, fmt="o", ms=3, lw=0.5, alpha=0.7,
-                          color=COLOURS[order], label=NAMES[order])  # fmt: skip
+        axis.errorbar(values, ranks.mean("run"), ranks.std("run"), **look)
         axis.axhline(0.5, color="0.5", ls=":", lw=1)
         axis.set(title=f"({letter})", xlabel=label, ylim=(0, 1))
     axes[0].set_ylabel("rank / p, mean and spread over runs")
-    if len(orders) > 1:
-        axes[0].legend()
     return figure
+
+
+def _train_and_test() -> tuple[Figure, np.ndarray]:
+    """Two panels that share the axis of the loss, each with the share of frozen parameters."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+    for axis, split, letter in zip(axes, ("train", "test"), "ab", strict=True):
+        axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+    figure.get_layout_engine().set(w_pad=0.15)
+    return figure, axes
 
 
 def _log_axis(axis: Axes) -> None:

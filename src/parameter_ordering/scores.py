@@ -50,7 +50,7 @@ class TrainedModel(Protocol):
 def covariance(trained: TrainedModel) -> Scores:
     """The paper's: variance of the gradient at one object, from the first sample (2.6).
 
-    Extra: p numbers; hardly any time, since the backward pass has the factors of that gradient.
+    Extra: p numbers; one elementwise pass, since the backward pass has the factors of the gradient.
     """
     return trained.covariance.diagonal()
 

@@ -82,10 +82,18 @@ def correlations(table: pd.DataFrame) -> Styler:
     """The rank correlations of :func:`measure`, one row for each setting and value."""
     settings = list(dict.fromkeys(table.setting))
     places = dict.fromkeys(zip(table.setting, table.value, strict=True))
-    places = sorted(places, key=lambda place: settings.index(place[0]))
+    places = sorted(places, key=lambda place: (settings.index(place[0]), _size(place[1])))
     wide = table.pivot(index=["setting", "value"], columns="experiment", values="correlation")
     wide = wide.reindex(places)[list(table.experiment.unique())]
     return styled(wide).format(two_digits, na_rep="")
+
+
+def _size(value: str) -> float:
+    """To sort the values of a setting by; those that are no numbers stay as they come."""
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
 
 
 def flips(table: pd.DataFrame) -> Styler:

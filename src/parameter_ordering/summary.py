@@ -1,21 +1,26 @@
 """Tables and numbers that the chapters show."""
 
 import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from pandas.io.formats.style import Styler
 
-from parameter_ordering.evidence.claims import Claims, Region
-from parameter_ordering.evidence.growth import mean_growth
+from parameter_ordering.evidence.claims import Claim, Claims, Region
+from parameter_ordering.evidence.growth import growth_ratio, growth_ratios, mean_growth
 from parameter_ordering.evidence.ledger import Row
+from parameter_ordering.evidence.metrics import METRICS
 from parameter_ordering.evidence.stability import rank_correlations, share_near_one, stability
-from parameter_ordering.evidence.statistics import mean_difference
+from parameter_ordering.evidence.statistics import mean_difference, quantile
 from parameter_ordering.figures import NAMES
 
+NO_RATIO = "–"
+_T0 = {"early": "early", "rule": "late"}
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
 
@@ -26,6 +31,15 @@ def styled(table: pd.DataFrame) -> Styler:
     """
     content = repr(table.to_dict("split")).encode()
     return table.style.set_uuid(hashlib.sha256(content).hexdigest()[:8])
+
+
+def ratio(data: xr.Dataset, order: str, versus: str) -> str:
+    """Growth of the test loss in one order as a ratio to that in another, with its interval."""
+    found = growth_ratio(data, order, versus)
+    if found is None:
+        return NO_RATIO
+    low, high = found.interval()
+    return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
 
 
 def compare(data: xr.Dataset) -> pd.DataFrame:
@@ -83,6 +97,9 @@ def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | s
         for column, value in row.items():
             yield f"{prefix}{column}_{order}", float(value)
     yield f"{prefix}reading", _reading(table.loc["covariance"])
+    yield f"{prefix}ratio", ratio(data, "covariance", "random")
+    for name, sign in (("below", -1), ("above", 1)):
+        yield f"{prefix}{name}", _where(data, sign)
     loss = data.loss.sel(split="test", order="random").mean("run")
     yield f"{prefix}loss_first", float(loss[0])
     yield f"{prefix}loss_last", float(loss[-1])
@@ -98,6 +115,25 @@ def _reading(row: pd.Series) -> str:
     return "faster than" if row.low > 0 else _UNDECIDED
 
 
+def _where(data: xr.Dataset, sign: int) -> str:
+    """The k / p at which the growth as a ratio to random's is clear of 1, as ranges of percent.
+
+    Args:
+        data: of :meth:`Experiment.run`.
+        sign: -1 for a ratio below 1, 1 for one above.
+    """
+    ratios = growth_ratios(data, "covariance", "random")
+    clear = [ratio is not None and sign * ratio.t(1) > quantile(0.95, ratio.df)
+             for ratio in ratios.values()]  # fmt: skip
+    share = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
+    ranges = []
+    for found, places in groupby(range(len(share)), key=clear.__getitem__):
+        first, *_, last = [*places] * 2
+        if found:
+            ranges.append(share[first] if first == last else f"{share[first]} to {share[last]}")
+    return ", ".join(ranges) or "no share"
+
+
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
 
@@ -107,7 +143,7 @@ def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
     found = {}
     for row in rows:
         level, _, t0, *_ = row.case.split("/")
-        found.setdefault((row.id, f"{level}, {t0}"), []).append(row.verdict)
+        found.setdefault((row.id, f"{level}, {_T0[t0]}"), []).append(row.verdict)
     columns = list(dict.fromkeys(column for _, column in found))
     table = {
         claim.id: {"claim": claim.claim, "where": claim.where}
@@ -118,23 +154,51 @@ def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
     return styled(frame).set_properties(**{"text-align": "left"})
 
 
+def rules(ledger: Claims) -> Styler:
+    """One row a claim: the quantity that it is about, what it says of it, and why that much."""
+    frame = pd.DataFrame(
+        {
+            "claim": claim.id,
+            "quantity": _quantity(claim),
+            "claimed": _region(claim.region),
+            "why": claim.why,
+            "test": claim.test,
+        }
+        for claim in ledger.claims
+    )
+    return styled(frame).hide().set_properties(**{"text-align": "left"})
+
+
+def outcomes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """For prose, each row by its claim and case: the verdict, and the estimate with its interval.
+
+    Differences that are shares of the loss are given in percent.
+    """
+    for row in rows:
+        scale, unit = (100, " %") if row.unit.endswith("/ loss at k = 0") else (1, "")
+        values = (row.estimate, row.low, row.high)
+        estimate, low, high = (f"{_short(scale * value)}{unit}" for value in values)
+        case = row.case.replace("/", " ")
+        yield f"{row.id} {case}", f"{row.verdict} ({estimate}, {low} to {high})"
+
+
 def cases(rows: Sequence[Row]) -> Styler:
     """One row a verdict, with what it rests on."""
     frame = pd.DataFrame(
         {
             "claim": row.id,
-            "case": row.case.replace("/", ", "),
+            "case": ", ".join(_T0.get(part, part) for part in row.case.split("/")),
             "estimate": row.estimate,
             "95 % interval": f"{row.low:.3g} to {row.high:.3g}",
             "unit": row.unit,
             "claimed": _region(row.region),
-            "p": row.p_adjusted,
+            "p-value": row.p_adjusted,
             "smallest effect": row.smallest_effect,
             "verdict": row.verdict,
         }
         for row in rows
     )
-    numbers = ["estimate", "p", "smallest effect"]
+    numbers = ["estimate", "p-value", "smallest effect"]
     table = styled(frame).format("{:.3g}", subset=numbers).hide()
     return table.set_properties(frame.columns.difference(numbers), **{"text-align": "left"})
 
@@ -142,7 +206,22 @@ def cases(rows: Sequence[Row]) -> Styler:
 def _count(found: Sequence[str]) -> str:
     if len(set(found)) < 2:
         return "".join(set(found))
-    return ", ".join(f"{verdict} {number}" for verdict, number in Counter(found).most_common())
+    return ", ".join(f"{number} {verdict}" for verdict, number in Counter(found).most_common())
+
+
+def _quantity(claim: Claim) -> str:
+    """The first sentence on its metric, with the orders and the settings that the claim names."""
+    what = inspect.getdoc(METRICS[claim.metric].measure).partition("\n")[0].rstrip(".")
+    orders = [NAMES.get(order, order) for order in (claim.order, claim.versus) if order]
+    details = [" against ".join(orders)] if orders else []
+    details += [f"tolerance {claim.tolerance:.0%}"] if claim.tolerance else []
+    details += [f"share {claim.share:.0%}"] if claim.share else []
+    return f"{what} ({', '.join(details)})" if details else what
+
+
+def _short(value: float) -> str:
+    """Two digits, and no power of ten below a million."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:#.2g}".rstrip(".")
 
 
 def _region(region: Region) -> str:
@@ -150,6 +229,19 @@ def _region(region: Region) -> str:
     if low == -np.inf:
         return f"below {high:g}"
     return f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
+
+
+def markdown_table(frame: pd.DataFrame, caption: str = "", **options: str) -> str:
+    """A table as Markdown, whose cells may hold formulas.
+
+    Args:
+        frame: its index and columns are shown too.
+        caption: above the table.
+        options: of the directive ``csv-table``, "name" to refer to it among others.
+    """
+    lines = [f":{name}: {value}" for name, value in options.items()]
+    head = "\n".join([f"```{{csv-table}} {caption}", ":header-rows: 1", *lines])
+    return f"{head}\n\n{frame.to_csv()}```"
 
 
 def two_digits(value: float) -> str:

@@ -5,7 +5,13 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from parameter_ordering.evidence.growth import freezable, mean_growth, spread_ratio
+from parameter_ordering.evidence.growth import (
+    freezable,
+    growth_ratio,
+    growth_ratios,
+    mean_growth,
+    spread_ratio,
+)
 
 RUNS = 25
 K = np.arange(0, 105, 5)
@@ -36,6 +42,39 @@ def test_mean_growth_by_loops():
             curve = loss.values[order, :, run].tolist()
             total = sum(each - curve[0] for each in curve[1:-1])
             assert growth.values[order, run] == pytest.approx(total / (len(K) - 2))
+
+
+def two_orders(rng, k, ratio, splits=("train", "test")):
+    """Results in which a run's growth in one order is ``ratio``, one number a k, times the other's.
+
+    But for noise of a tenth; at the first interior k there is no growth.
+    """
+    growth = np.concatenate([[0, 0], np.linspace(1, 2, len(k) - 2)])
+    noise = 1 + 0.1 * rng.normal(size=(len(splits), 2, RUNS, len(k)))
+    loss = 5 + np.stack([growth * ratio, growth])[None, :, None] * noise
+    places = {"split": list(splits), "order": ["covariance", "random"], "k": k}
+    return xr.Dataset({"loss": (("split", "order", "run", "k"), loss)}, places)
+
+
+def test_growth_ratios_are_those_of_each_k():
+    k = [0, 5, 10, 15, 20]
+    data = two_orders(np.random.default_rng(2), k, np.array([1, 1, 0.5, 2, 1]))
+    ratios = growth_ratios(data, "covariance", "random", "train")
+    assert list(ratios) == [5, 10, 15]
+    assert ratios[5] is None
+    for each in (10, 15):
+        loss = data.loss.sel(split="train")
+        ours, theirs = (loss.sel(k=each) - loss.sel(k=0)).transpose("order", "run").values
+        assert ratios[each].value == pytest.approx(ours.mean() / theirs.mean())
+        low, high = ratios[each].interval()
+        assert low < {10: 0.5, 15: 2}[each] < high
+
+
+def test_with_one_interior_k_the_two_ratios_are_the_same():
+    data = two_orders(np.random.default_rng(3), [0, 5, 10], np.array([1, 1, 1]))
+    data["loss"][..., 1] = data.loss[..., 2]
+    alone = growth_ratios(data, "covariance", "random")[5]
+    assert alone.value == pytest.approx(growth_ratio(data, "covariance", "random").value)
 
 
 @pytest.mark.parametrize("k", [[0, 1], [1, 2, 3], [0, 2, 2], [3, 2, 0]])

@@ -138,7 +138,7 @@ class Claims:
 
     Attributes:
         runs: how many a verdict needs.
-        alpha: the chance that any verdict among all is wrong.
+        alpha: the chance that any verdict among all of one level is wrong.
         negligible: share of the loss at k = 0 below which a difference of growth counts as none.
         claims: in the order of the file.
     """

@@ -28,7 +28,20 @@ def growth_ratio(data: xr.Dataset, order: str, versus: str) -> Ratio | None:
 
     None where the growth in the other is not well above 0: there is no ratio then.
     """
-    growth = mean_growth(data.loss.sel(split="test"))
+    return _ratio(mean_growth(data.loss.sel(split="test")), order, versus)
+
+
+def growth_ratios(
+    data: xr.Dataset, order: str, versus: str, split: str = "test"
+) -> dict[int, Ratio | None]:
+    """The same at each interior k by itself, on either part of the data."""
+    loss = data.loss.sel(split=split)
+    _check(loss)
+    growth = loss.isel(k=slice(1, -1)) - loss.isel(k=0, drop=True)
+    return {int(k): _ratio(growth.sel(k=k), order, versus) for k in growth.k}
+
+
+def _ratio(growth: xr.DataArray, order: str, versus: str) -> Ratio | None:
     ours, theirs = growth.sel(order=order), growth.sel(order=versus)
     return Ratio(ours, theirs) if is_well_above_zero(theirs) else None
 

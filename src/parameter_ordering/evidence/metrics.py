@@ -57,10 +57,11 @@ def growth(data: xr.Dataset, claim: Claim, negligible: float) -> Measured:
 
 
 def advantage_lost_with_width(data: xr.Dataset, claim: Claim, negligible: float) -> Measured:
-    """Ratio of growth in the widest net over that in the narrowest, along a dimension ``width``.
+    """Ratio of growth in the widest net over that in the narrowest.
 
-    Above 1 if the order compared with catches up as the net becomes wider. Where either ratio is
-    not defined, the difference of both differences, as in :func:`growth`.
+    The results have a dimension ``width``. Above 1 if the order compared with catches up as the net
+    becomes wider. Where either ratio is not defined, the difference of both differences, as in
+    :func:`growth`.
     """
     narrow, wide = (growth(data.isel(width=end), claim, negligible) for end in (0, -1))
     if narrow.unit == wide.unit == "ratio of growth":
@@ -117,13 +118,13 @@ def stability(data: xr.Dataset, claim: Claim, _: float) -> Measured:
 
 
 def near_one(data: xr.Dataset, claim: Claim, _: float) -> Measured:
-    """Components of alpha_hat(k) within 0.1 of 1, as a share of k."""
+    """Components of the mean over runs of alpha(k) within 0.1 of 1, as a share of k."""
     estimate = orders.share_near_one(data.ranks.sel(order=claim.order).values, data.k.values)
     return Measured(estimate, "share of k", claim.region)
 
 
 def mask_correlation(data: xr.Dataset, claim: Claim, _: float) -> Measured:
-    """Correlation of alpha(k) between runs: 0 where the components of alpha_hat(k) are equal."""
+    """Correlation of alpha(k) between runs: 0 where the components of its mean are equal."""
     ranks = data.ranks.sel(order=claim.order).values
     matrix = orders.mask_correlations(ranks, data.k.values)
     return Measured(orders.stability(matrix), "correlation of alpha(k)", claim.region)
