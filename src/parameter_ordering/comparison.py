@@ -136,7 +136,7 @@ def scores_table() -> str:
         row = {"what it is": what, "extra memory and time": extra, "source": source}
         rows[NAMES[name]] = {column: " ".join(each.split()) for column, each in row.items()}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
-    return markdown_table(table, widths="20 35 25 30")
+    return markdown_table(table, **{"class": "text", "widths": "20 35 25 30"})
 
 
 def _interval_below(estimate: str) -> str:
