@@ -255,6 +255,26 @@ class Changing(Tied):
         return self.c(x)
 
 
+def shared_module():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def shared_name():
+    layer = nn.Linear(4, 4, bias=False)
+    layer.again = layer.weight
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize("build", [shared_module, shared_name, Tied])
+def test_what_has_several_names_stays_the_same_object(build):
+    model = build()
+    before = {name: id(w) for name, w in model.named_parameters(remove_duplicate=False)}
+    check(model, torch.randn(S, 4))
+    after = {name: id(w) for name, w in model.named_parameters(remove_duplicate=False)}
+    assert after == before
+
+
 @pytest.mark.parametrize("more", ["again", "shared"])
 @pytest.mark.parametrize("first_only", [False, True])
 def test_use_that_changes_later(more, first_only):

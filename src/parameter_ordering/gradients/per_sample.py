@@ -163,14 +163,23 @@ class PerSampleGradients:
     ) -> dict[str, Rows]:
         """The third way."""
         E, whole = self.E, _WithLoss(self.model, loss_fn)
-        w = {f"model.{name}": self.parameters[name].detach() for name in names}
+        w = {name: self.parameters[name].detach() for name in names}
+        # Each module once: functional_call would lose a parameter whose place it is given twice.
+        known = {id(self.parameters[name]): name for name in names}
+        places = {
+            place: known[id(p)]
+            for prefix, module in whole.named_modules()
+            for place, p in module.named_parameters(prefix, False, remove_duplicate=False)
+            if id(p) in known
+        }
 
         def loss_of_one(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return functional_call(whole, w, (x.unsqueeze(E), y.unsqueeze(E)))
+            state = {place: w[name] for place, name in places.items()}
+            sample = x.unsqueeze(E), y.unsqueeze(E)
+            return functional_call(whole, state, sample, tie_weights=False)
 
         with torch.no_grad(), _replayed(random, x.device):
             g = vmap(grad(loss_of_one), (None, E, E), E, randomness="different")(w, x, y)
-        g = {name: g[f"model.{name}"] for name in names}
         return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
     def _confirmed(
