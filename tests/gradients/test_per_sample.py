@@ -275,6 +275,44 @@ def test_what_has_several_names_stays_the_same_object(build):
     assert after == before
 
 
+class Average(Twice):
+    """Assigns a buffer, and keeps an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros(()))
+        self.count = 0
+
+    def forward(self, x):
+        self.calls.add_(1)
+        self.count += 1
+        self.kept = self.a(self.a(x).tanh())
+        self.average = 0.9 * self.average + self.kept.detach().mean(0)
+        return self.c(self.kept)
+
+
+def spectral():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("build", [Average, spectral])
+def test_state_is_that_of_one_run_of_the_model(build):
+    model, x, y = build(), torch.randn(S, 4), torch.randn(S)
+    twin = copy.deepcopy(model)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), False, 0, True)
+    for _ in range(3):
+        gradients(squared_error, x, y)
+        twin(x)
+        for have, want in zip(model.buffers(), twin.buffers(), strict=True):
+            assert torch.equal(have, want)
+    if build is Average:
+        assert model.count == twin.count
+        assert torch.equal(model.kept, twin.kept)
+        assert gradients._vmap
+
+
 @pytest.mark.parametrize("more", ["again", "shared"])
 @pytest.mark.parametrize("first_only", [False, True])
 def test_use_that_changes_later(more, first_only):

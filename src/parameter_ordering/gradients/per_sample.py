@@ -26,7 +26,9 @@ class PerSampleGradients:
        again;
     4. by one backward pass a sample through the same graph, for what ``vmap`` cannot do.
 
-    So the g_i are always those of the dropout masks of the minibatch. On first use the ways are put
+    So the g_i are always those of the dropout masks of the minibatch. The third runs the model once
+    more: buffers and attributes of its modules stay as they were, but what it keeps elsewhere (in a
+    list, by a hook) is then from that run. On first use the ways are put
     to the test: what they give must add up to the gradient of the minibatch, and what the first
     gives must begin with the g_1 of the second. This finds a weight that a function uses again, and
     a layer that has the samples on another axis. A model of real inputs or a loss that couples the
@@ -164,22 +166,21 @@ class PerSampleGradients:
         """The third way."""
         E, whole = self.E, _WithLoss(self.model, loss_fn)
         w = {name: self.parameters[name].detach() for name in names}
-        # Each module once: functional_call would lose a parameter whose place it is given twice.
         known = {id(self.parameters[name]): name for name in names}
         places = {
-            place: known[id(p)]
-            for prefix, module in whole.named_modules()
-            for place, p in module.named_parameters(prefix, False, remove_duplicate=False)
-            if id(p) in known
+            place: known[id(p)] for place, p in _places(whole, "parameters") if id(p) in known
         }
+        clones = {id(b): b.clone() for b in whole.buffers()}
+        buffers = {place: clones[id(b)] for place, b in _places(whole, "buffers")}
 
-        def loss_of_one(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            state = {place: w[name] for place, name in places.items()}
+        def loss_of_one(w: dict, buffers: dict, x: Tensor, y: Tensor) -> Tensor:
+            state = buffers | {place: w[name] for place, name in places.items()}
             sample = x.unsqueeze(E), y.unsqueeze(E)
             return functional_call(whole, state, sample, tie_weights=False)
 
-        with torch.no_grad(), _replayed(random, x.device):
-            g = vmap(grad(loss_of_one), (None, E, E), E, randomness="different")(w, x, y)
+        per_sample = vmap(grad(loss_of_one), (None, None, E, E), E, randomness="different")
+        with torch.no_grad(), _replayed(random, x.device), _attributes_kept(whole):
+            g = per_sample(w, buffers, x, y)
         return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
     def _confirmed(
@@ -221,6 +222,27 @@ class _WithLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.loss_fn(self.model(x), y)
+
+
+def _places(model: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """All places of the parameters or buffers, those of a module under one of its names only.
+
+    ``functional_call`` loses what was in a place that it is given twice.
+    """
+    for prefix, module in model.named_modules():
+        named = getattr(module, f"named_{kind}")
+        yield from named(prefix, recurse=False, remove_duplicate=False)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undoes what modules assign to themselves, as a cached activation or a count of calls."""
+    kept = [(vars(module), vars(module).copy()) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.update(before)
 
 
 def accumulator_dtype(parameter: Tensor) -> torch.dtype:
