@@ -176,6 +176,8 @@ def test_ensemble_equals_single_models(samples, full, variants, again):
     C = GradientCovariance(ensemble, samples, full, ensemble_dims=2)
     for _ in range(2):
         C.update(loss_fn(ensemble), x, y)
+    another_way = {"0.bias"} if again else set()
+    assert C._gradients.by_layer == C.diagonal().keys() - another_way
     for i, run in enumerate(runs):
         for j, model in enumerate(run):
             single = GradientCovariance(model, samples, full)

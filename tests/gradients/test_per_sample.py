@@ -5,6 +5,7 @@ that what has no per-sample gradient is refused.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -345,6 +346,117 @@ def test_samples_on_another_axis_go_another_way():
 def test_layers_without_factors_go_another_way(build, shape):
     gradients = check(build(), torch.randn(S, *shape))
     assert gradients.by_layer < set(gradients.parameters)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """Normalises axis 1, as in ConvNeXt."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class Reshaped(nn.Linear):
+    def forward(self, x):
+        return nn.Linear.forward(self, x).unflatten(1, (2, -1))
+
+
+class OfList(nn.Linear):
+    def forward(self, xs):
+        return sum(super(OfList, self).forward(x) for x in xs)
+
+
+class Split(nn.Module):
+    def forward(self, x):
+        return [x, x.sin()]
+
+
+def patched():
+    layer = nn.Linear(4, 4)
+    layer.forward = partial(Reshaped.forward, layer)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: ChannelsFirst(3), (3, 4, 2)),
+        (lambda: nn.Sequential(Pair(4, 3), First()), (4,)),
+        (lambda: Reshaped(4, 4), (4,)),
+        (patched, (4,)),
+        (lambda: nn.Sequential(Split(), OfList(4, 3)), (4,)),
+    ],
+    ids=["axis", "tuple", "shape", "patched", "list"],
+)
+def test_a_layer_with_a_forward_of_its_own_has_no_rule(build, shape):
+    check(build(), torch.randn(S, *shape), by_layer=set())
+
+
+class OfEnsemble(nn.LayerNorm):
+    """R = 2 of them: weight and bias (2, n)."""
+
+    def __init__(self, n):
+        super().__init__((2, n))
+
+    def forward(self, x):
+        x = F.layer_norm(x, x.shape[-1:])
+        return self.weight.unsqueeze(1) * x + self.bias.unsqueeze(1)
+
+
+def test_an_ensemble_of_another_layer_than_linear():
+    model, x = OfEnsemble(3), torch.randn(2, S, 3)
+
+    def loss_fn(output, y):
+        return output.pow(2).mean(1).sum()
+
+    gradients = PerSampleGradients(model, ["weight", "bias"], False, 1, True)
+    _, _, g = gradients(loss_fn, x, x)
+    assert gradients.by_layer == set()
+    for i in range(S):
+        model.zero_grad()
+        loss_fn(model(x[:, i : i + 1]), x).backward()
+        torch.testing.assert_close(g["weight"].rows()[:, i], model.weight.grad)
+
+
+class OfNoSample(nn.Module):
+    """Layers whose input is one for all samples, and as long as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv = nn.Linear(S, S), nn.Conv2d(S, S, 1)
+
+    def forward(self, x):
+        return x * self.linear(torch.ones(S)) + x * self.conv(torch.ones(S, 1, 1)).flatten()
+
+
+def test_layers_without_an_axis_of_samples():
+    check(OfNoSample(), torch.randn(S, S), by_layer=set())
+
+
+def test_a_hook_of_all_modules_may_change_what_ours_sees():
+    def pair(layer, args, output):
+        return (output, None) if isinstance(layer, nn.Linear) else None
+
+    hook = nn.modules.module.register_module_forward_hook(pair)
+    try:
+        check(nn.Sequential(nn.Linear(4, 3), First()), torch.randn(S, 4), by_layer=set())
+    finally:
+        hook.remove()
+
+
+def test_a_forward_that_changes_later():
+    model, x, y = nn.Linear(4, 4), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), False, 0, True)
+    gradients(squared_error, x, y)
+    model.forward = partial(Reshaped.forward, model)
+    want = brute_force(model, squared_error, x, y)
+    _, _, g = gradients(squared_error, x, y)
+    for name in want:
+        check_factor(g[name], want[name])
 
 
 class First(nn.Module):

@@ -7,9 +7,12 @@ the backward pass computes both anyway.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from parameter_ordering.gradients.factors import Lookup, Outer, OuterSum, Rows
 
@@ -29,10 +32,10 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Call]
     """The calls of each layer; all hooks are gone afterwards."""
     calls, handles = {}, []
 
-    def record(layer: nn.Module, args: tuple, output: Tensor) -> None:
-        call = Call(args[0].detach() if args else None)
+    def record(layer: nn.Module, args: tuple, output: Any) -> None:
+        call = Call(args[0].detach() if args and torch.is_tensor(args[0]) else None)
         calls.setdefault(layer, []).append(call)
-        if output.requires_grad:
+        if torch.is_tensor(output) and output.requires_grad:
             handles.append(output.register_hook(call.receive))
 
     try:
@@ -44,7 +47,9 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Call]
             handle.remove()
 
 
-def owned(model: nn.Module, parameters: dict[str, Tensor]) -> dict[nn.Module, dict[str, str]]:
+def owned(
+    model: nn.Module, parameters: dict[str, Tensor], E: int
+) -> dict[nn.Module, dict[str, str]]:
     """Layers that have a rule, with the parameters that each alone owns: local name to name."""
     own = {layer: dict(layer.named_parameters(recurse=False)) for layer in model.modules()}
     owners = Counter(id(w) for each in own.values() for w in each.values())
@@ -52,7 +57,7 @@ def owned(model: nn.Module, parameters: dict[str, Tensor]) -> dict[nn.Module, di
     layers = {
         layer: {local: names[id(w)] for local, w in each.items() if id(w) in names}
         for layer, each in own.items()
-        if _rule(layer)
+        if _rule(layer, E)
     }
     return {layer: each for layer, each in layers.items() if each}
 
@@ -62,13 +67,14 @@ def factors(layer: nn.Module, a: Tensor, d: Tensor, E: int, scale: float) -> dic
 
     d is the gradient of the loss, ``scale`` what turns d_i into that of the loss of sample i.
     """
-    return _rule(layer)(layer, a, d, E, scale)
+    rule = _rule(layer, E)
+    return rule(layer, a, d, E, scale) if rule else {}
 
 
 def _linear(layer: nn.Linear, a: Tensor, d: Tensor, E: int, scale: float) -> dict[str, Rows]:
-    if a.dim() == E + 2:
+    if a.dim() == d.dim() == E + 2:
         return {"weight": Outer(d, a, scale), "bias": Rows(d, E, scale)}
-    if E:
+    if E or a.dim() == 1:
         return {}
     a, d = a.flatten(1, -2), d.flatten(1, -2)
     weight = OuterSum(d.mT, a.mT, scale, layer.weight.shape)
@@ -78,6 +84,9 @@ def _linear(layer: nn.Linear, a: Tensor, d: Tensor, E: int, scale: float) -> dic
 def _conv(
     layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, E: int, scale: float
 ) -> dict[str, Rows]:
+    if a.dim() != len(layer.kernel_size) + 2:
+        return {}
+
     def twice(setting: tuple) -> tuple:
         return (1, *setting) if len(setting) == 1 else setting
 
@@ -137,19 +146,21 @@ _rms_norm = _norm(lambda m, a: F.rms_norm(a, m.normalized_shape, eps=m.eps), _be
 _group_norm = _norm(lambda m, a: F.group_norm(a, m.num_groups, eps=m.eps), _after)
 _batch_norm = _norm(lambda m, a: F.batch_norm(a, m.running_mean, m.running_var, eps=m.eps), _after)
 
-_RULES: dict[type, Callable] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: _layer_norm,
-    nn.RMSNorm: _rms_norm,
-    nn.GroupNorm: _group_norm,
-    nn.BatchNorm1d: _batch_norm,  # with running statistics: others are refused
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
+# By the function that runs: a subclass with a forward of its own may do anything.
+_RULES: dict[Callable, Callable] = {
+    nn.Linear.forward: _linear,
+    nn.Conv1d.forward: _conv,
+    nn.Conv2d.forward: _conv,
+    nn.Embedding.forward: _embedding,
+    nn.LayerNorm.forward: _layer_norm,
+    nn.RMSNorm.forward: _rms_norm,
+    nn.GroupNorm.forward: _group_norm,
+    _BatchNorm.forward: _batch_norm,  # with running statistics: others are refused
 }
 
 
-def _rule(layer: nn.Module) -> Callable | None:
-    return next((rule for kind, rule in _RULES.items() if isinstance(layer, kind)), None)
+def _rule(layer: nn.Module, E: int) -> Callable | None:
+    if E:  # the weight has more axes than nn.Linear knows, so forward is never its own
+        return _linear if isinstance(layer, nn.Linear) else None
+    forward = getattr(layer, "forward", None)  # a scripted module may have none
+    return _RULES.get(getattr(forward, "__func__", None))

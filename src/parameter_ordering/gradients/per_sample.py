@@ -58,7 +58,7 @@ class PerSampleGradients:
         every = dict(model.named_parameters())
         self.parameters = {name: every[name] for name in names}
         self.by_layer: set[str] | None = None
-        self._layers = owned(model, self.parameters)
+        self._layers = owned(model, self.parameters, ensemble_dims)
         self._dtypes = {name: accumulator_dtype(w) for name, w in self.parameters.items()}
         self._retain = True  # the graph, for the ways that go back through it
         self._vmap = True  # whether that is able to
