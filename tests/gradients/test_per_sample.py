@@ -293,25 +293,32 @@ class Average(Twice):
         return self.c(self.kept)
 
 
-def spectral():
-    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
-    return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2))
+SPECTRAL = {
+    "linear": (nn.Linear(4, 4), (4,)),
+    "linear, sequence": (nn.Linear(4, 4), (3, 4)),
+    "conv2d": (nn.Conv2d(4, 4, 2), (4, 3, 3)),
+}
 
 
-@pytest.mark.parametrize("build", [Average, spectral])
-def test_state_is_that_of_one_run_of_the_model(build):
-    model, x, y = build(), torch.randn(S, 4), torch.randn(S)
-    twin = copy.deepcopy(model)
-    gradients = PerSampleGradients(model, dict(model.named_parameters()), False, 0, True)
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("kind", [*SPECTRAL, "average"])
+def test_state_is_that_of_one_run_of_the_model(kind, first_only):
+    if kind == "average":
+        model, x = Average(), torch.randn(S, 4)
+    else:
+        layer, shape = SPECTRAL[kind]
+        layer = nn.utils.parametrizations.spectral_norm(copy.deepcopy(layer).double())
+        model, x = nn.Sequential(layer, nn.Tanh()), torch.randn(S, *shape)
+    twin, y = copy.deepcopy(model), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
     for _ in range(3):
         gradients(squared_error, x, y)
         twin(x)
         for have, want in zip(model.buffers(), twin.buffers(), strict=True):
             assert torch.equal(have, want)
-    if build is Average:
-        assert model.count == twin.count
-        assert torch.equal(model.kept, twin.kept)
-        assert gradients._vmap
+        if kind == "average":
+            assert model.count == twin.count
+            assert torch.equal(model.kept, twin.kept)
 
 
 @pytest.mark.parametrize("more", ["again", "shared"])

@@ -105,7 +105,12 @@ class OuterSum(Factors):
     """g_i = scale sum_t d_it a_it^T: d (S, *groups, m, T), a = unfold(x) (S, *groups, n, T)."""
 
     def __init__(
-        self, d: Tensor, x: Tensor, scale: float, shape: torch.Size, unfold: Callable | None = None
+        self,
+        d: Tensor,
+        x: Tensor,
+        scale: float,
+        shape: tuple[int, ...],
+        unfold: Callable | None = None,
     ):
         self.d, self.x, self.scale, self.shape = d, x, scale, shape
         self.unfold = unfold or (lambda x: x)

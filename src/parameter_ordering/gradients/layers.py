@@ -77,7 +77,7 @@ def _linear(layer: nn.Linear, a: Tensor, d: Tensor, E: int, scale: float) -> dic
     if E or a.dim() == 1:
         return {}
     a, d = a.flatten(1, -2), d.flatten(1, -2)
-    weight = OuterSum(d.mT, a.mT, scale, layer.weight.shape)
+    weight = OuterSum(d.mT, a.mT, scale, (d.shape[-1], a.shape[-1]))
     return {"weight": weight, "bias": Rows(d.sum(1), 0, scale)}
 
 
@@ -102,9 +102,11 @@ def _conv(
         columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
         return columns.unflatten(1, (layer.groups, -1))
 
+    # Not layer.weight.shape: a parametrized weight is computed when asked for, which may move it.
+    shape = (d.shape[1], a.shape[1] // layer.groups, *layer.kernel_size)
     d = d.flatten(2)
     groups = d.unflatten(1, (layer.groups, -1))
-    weight = OuterSum(groups, a, scale, layer.weight.shape, unfold)
+    weight = OuterSum(groups, a, scale, shape, unfold)
     return {"weight": weight, "bias": Rows(d.sum(2), 0, scale)}
 
 
