@@ -335,6 +335,65 @@ def test_use_that_changes_later(more, first_only):
                 check_factor(g[name], want[name])
 
 
+class Late(Twice):
+    """Takes up a part that neither the first way nor `vmap` can do, once it is told to."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.told = part, False
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        x = x.tanh() if self.told and x.sum().item() > 1e9 else x
+        if self.told and self.part == "lstm":
+            x = self.lstm(x)[0]
+        x = self.a(x)
+        if self.told and self.part == "again":
+            x = self.a(x)
+        return self.c(x)
+
+
+@pytest.mark.parametrize("part", ["lstm", "again"])
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.filterwarnings("ignore:RNN module weights")
+def test_a_part_that_is_taken_up_later(part, first_only):
+    model, x, y = Late(part), torch.randn(S, 3, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    for model.told in (False, True, False, True):
+        want = brute_force(model, squared_error, x, y)
+        _, g_S, g = gradients(squared_error, x, y)
+        assert g.keys() == g_S.keys()
+        for name in g:
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            if not first_only:
+                check_factor(g[name], want[name])
+
+
+class LateAxis(Twice):
+    """Moves the samples of a layer to another axis once it is told to; `vmap` fails."""
+
+    told = False
+
+    def forward(self, x):
+        if not self.told:
+            return self.c(self.a(x))
+        return self.c(self.a(x.movedim(0, 1)).movedim(1, 0)) if x.sum().item() < 1e9 else x
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_without_the_graph_an_error_is_raised_once(first_only):
+    model, x, y = LateAxis(), torch.randn(S, 3, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    gradients(squared_error, x, y)
+    model.told = True
+    with pytest.raises(RuntimeError, match="vmap"):
+        gradients(squared_error, x, y)
+    want = brute_force(model, squared_error, x, y)
+    _, _, g = gradients(squared_error, x, y)
+    for name in g:
+        torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+
+
 def test_samples_on_another_axis_go_another_way():
     check(Transposed(), torch.randn(S, S, 3), by_layer={"c.weight", "c.bias"})
 

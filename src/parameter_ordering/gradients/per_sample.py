@@ -28,11 +28,13 @@ class PerSampleGradients:
 
     So the g_i are always those of the dropout masks of the minibatch. The third runs the model once
     more: buffers and attributes of its modules stay as they were, but what it keeps elsewhere (in a
-    list, by a hook) is then from that run. On first use the ways are put
-    to the test: what they give must add up to the gradient of the minibatch, and what the first
-    gives must begin with the g_1 of the second. This finds a weight that a function uses again, and
-    a layer that has the samples on another axis. A model of real inputs or a loss that couples the
-    samples is refused then.
+    list, by a hook) is then from that run.
+
+    The ways are put to the test when a parameter first takes part: what they give must add up to
+    the gradient of the minibatch, and what the first gives must begin with the g_1 of the second.
+    This finds a weight that a function uses again, and a layer that has the samples on another
+    axis. A parameter that the first way once fails to reach takes another from then on. On first
+    use a model of real inputs or a loss that couples the samples is refused.
 
     Args:
         model: the model.
@@ -41,9 +43,6 @@ class PerSampleGradients:
         ensemble_dims: the number E of leading axes of all parameters; axis E of x and y is that of
             the samples.
         mean: whether the loss is the mean over samples; if not, it is their sum.
-
-    Attributes:
-        by_layer: the names of the parameters that go the first way; None before first use.
     """
 
     def __init__(
@@ -57,11 +56,16 @@ class PerSampleGradients:
         self.model, self.first_only, self.E, self.mean = model, first_only, ensemble_dims, mean
         every = dict(model.named_parameters())
         self.parameters = {name: every[name] for name in names}
-        self.by_layer: set[str] | None = None
+        self._untested, self._another_way = set(self.parameters), set()
         self._layers = owned(model, self.parameters, ensemble_dims)
         self._dtypes = {name: accumulator_dtype(w) for name, w in self.parameters.items()}
-        self._retain = True  # the graph, for the ways that go back through it
-        self._vmap = True  # whether that is able to
+        self._checked = False  # whether model and loss treat each sample by itself
+        self._vmap: bool | None = None  # whether that is able to; None before it is tried
+
+    @property
+    def by_layer(self) -> set[str]:
+        """The names of the parameters that have passed the test of the first way."""
+        return self.parameters.keys() - self._untested - self._another_way
 
     def __call__(
         self, loss_fn: Loss, x: Tensor, y: Tensor
@@ -70,10 +74,10 @@ class PerSampleGradients:
 
         Replaces ``.grad`` of all parameters of the model by the gradient of the loss.
         """
-        E, S, trial = self.E, x.shape[self.E], self.by_layer is None
+        E, S = self.E, x.shape[self.E]
         self.model.zero_grad()
         random, inputs, leaf = _random_state(x.device), x, None
-        if trial and x.is_floating_point():
+        if not self._checked and x.is_floating_point():
             leaf = x.detach().requires_grad_()
             inputs = leaf.clone()
         with recorded(self._layers) as calls, _before_masks(self.parameters) as unmasked:
@@ -81,32 +85,34 @@ class PerSampleGradients:
             loss = loss_fn(output, y)
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
             aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
-            if trial and aligned:
+            if aligned and not self._checked:
                 check_loss(loss_fn, output, y, E, self.mean)
                 if leaf is not None:
                     check_model(loss_fn, output, y, leaf, E)
-            loss.backward(retain_graph=self._retain)
+            first_way = not self._untested and not self._another_way
+            # The other ways may go back through the graph.
+            retain = aligned and not (first_way and len(once) == len(self._layers))
+            loss.backward(retain_graph=retain)
+        self._checked = True
         g_S = {
             name: self._mean(name, unmasked.get(name, w.grad), S)
             for name, w in self.parameters.items()
             if w.grad is not None
         }
-        alone = partial(self._alone, loss_fn, output, y) if aligned and self._retain else None
-        g = self._from_layers(once, S)
-        by_layer = self.by_layer
-        if trial:
-            dtypes = {c.output_grad.dtype for c in once.values() if c.output_grad is not None}
-            tolerance = max(map(rounding, dtypes), default=0.0)
-            by_layer = self._confirmed(g, g_S, alone, S, tolerance)
-        g = {name: g[name] for name in g.keys() & g_S.keys() & by_layer}
+        alone = partial(self._alone, loss_fn, output, y) if retain else None
+        g = self._from_layers(once, S) if aligned else {}
+        if self._untested and alone:
+            self._test(g, g_S, alone, once.values(), S)
+        g = {name: g[name] for name in g.keys() & g_S.keys() - self._another_way}
         if rest := sorted(g_S.keys() - g.keys()):
+            # Before what may fail: the next update has their graph.
+            self._untested.difference_update(rest)
+            self._another_way.update(rest)
             if self.first_only and alone:
                 g.update({n: Rows(v.unsqueeze(E), E) for n, v in alone(0, rest).items()})
             else:
                 mapped = partial(self._mapped, loss_fn, x.detach(), y, random)
                 g.update(self._of_all({name: g_S[name] for name in rest}, mapped, alone, S))
-        self.by_layer = by_layer
-        self._retain = bool(rest) and (self.first_only or not self._vmap)
         return loss.detach(), g_S, g
 
     def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
@@ -118,12 +124,11 @@ class PerSampleGradients:
     def _from_layers(self, calls: dict[nn.Module, Call], S: int) -> dict[str, Rows]:
         """The first way."""
         gradients, E, scale = {}, self.E, S if self.mean else 1
-        only_first = self.first_only and self.by_layer is not None  # a trial adds up all of them
         for layer, call in calls.items():
             a, d, names = call.input, call.output_grad, self._layers[layer]
             if any(t is None or t.dim() <= E or t.shape[E] != S for t in (a, d)):
                 continue
-            if only_first:
+            if self.first_only and self._untested.isdisjoint(names.values()):  # a test needs all
                 a, d = a.narrow(E, 0, 1), d.narrow(E, 0, 1)
             dtype = self._dtypes[next(iter(names.values()))]
             a = a.to(dtype) if a.is_floating_point() else a
@@ -146,14 +151,15 @@ class PerSampleGradients:
         self, g_S: dict[str, Tensor], mapped: Callable, alone: Callable | None, S: int
     ) -> dict[str, Rows]:
         """The third way, or the fourth."""
-        names, trial = list(g_S), self.by_layer is None
-        if self._vmap or alone is None:
+        names = list(g_S)
+        if self._vmap is not False or alone is None:
             try:
                 g = mapped(names)
-                self._check_total(g, g_S, S, 0.01 if trial else 0.1)
+                self._check_total(g, g_S, S, 0.1 if self._vmap else 0.01)
+                self._vmap = True
                 return g
             except RuntimeError as error:
-                if not trial or alone is None:
+                if alone is None:
                     error.add_note(f"This happened to the gradients of single samples for {names}.")
                     raise
             self._vmap = False
@@ -183,21 +189,29 @@ class PerSampleGradients:
             g = per_sample(w, buffers, x, y)
         return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
 
-    def _confirmed(
-        self, g: dict, g_S: dict, alone: Callable | None, S: int, tolerance: float
-    ) -> set[str]:
-        """The parameters for which the first way gives what it should."""
-        g_1 = alone(0, g.keys() & g_S.keys()) if alone and g else {}
+    def _test(
+        self,
+        g: dict[str, Rows],
+        g_S: dict[str, Tensor],
+        alone: Callable,
+        calls: Iterable[Call],
+        S: int,
+    ) -> None:
+        """Whether the first way gives what it should, for those that take part at last."""
+        names = g.keys() & g_S.keys() & self._untested
+        if not names:
+            return
+        dtypes = {c.output_grad.dtype for c in calls if c.output_grad is not None}
+        tolerance = max(map(rounding, dtypes), default=0.0)
         noise = _noise(g_S, tolerance)
 
         def equal(u: Tensor, v: Tensor) -> bool:
             return bool((u - v).norm() <= tolerance * v.norm() + noise)
 
-        return {
-            name
-            for name in g_1
-            if equal(g[name].total() / S, g_S[name]) and equal(g[name].first(), g_1[name])
-        }
+        for name, g_1 in alone(0, names).items():
+            self._untested.remove(name)
+            if not (equal(g[name].total() / S, g_S[name]) and equal(g[name].first(), g_1)):
+                self._another_way.add(name)
 
     def _check_total(self, g: dict, g_S: dict, S: int, tolerance: float) -> None:
         """That the g_i add up to the gradient, but for a unit that rounding switches on or off."""
