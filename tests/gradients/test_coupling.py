@@ -60,3 +60,14 @@ def test_models(model, couples):
             check_model(F.cross_entropy, model(x), y, x, 0)
     else:
         check_model(F.cross_entropy, model(x), y, x, 0)
+
+
+def test_what_has_no_gradient_is_not_seen():
+    """A loss at its least, and a model that gives zero whatever comes in: undecided."""
+    x, y = minibatch(5)
+    x.requires_grad_()
+    assert check_loss(nn.CrossEntropyLoss(), x, y, 0, mean=True)
+    assert not check_loss(lambda o, y: (0 * o).sum(), x, y, 0, mean=True)
+    assert check_model(F.cross_entropy, x.sin(), y, x, 0)
+    assert check_model(F.cross_entropy, x.detach().requires_grad_(), y, x, 0)  # nor ever will be
+    assert not check_model(F.cross_entropy, 0 * (x - x.mean(0)), y, x, 0)

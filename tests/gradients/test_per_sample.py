@@ -703,6 +703,65 @@ def test_models_that_couple_the_samples_are_refused(first_only):
     assert model.c.weight.grad is None
 
 
+class ZeroHead(Twice):
+    """No gradient reaches beyond the last layer, `c`, before its first step; `a` is used again."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.c.weight)
+
+    def forward(self, x):
+        return self.c(F.linear(self.a(x).tanh(), self.a.weight))
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("S", [2, 6])
+def test_a_gradient_that_is_zero_at_first_is_put_to_the_test_later(S, first_only):
+    model, x, y = ZeroHead(), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    for lr in (0.0, 0.1, 0.1, 0.1):
+        want = brute_force(model, squared_error, x, y)
+        _, _, g = gradients(squared_error, x, y)
+        tested = {"c.weight", "c.bias"} | ({"a.bias"} if want["a.weight"].any() else set())
+        assert gradients.by_layer == tested
+        for name in want:
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            if not first_only:
+                check_factor(g[name], want[name])
+        with torch.no_grad():
+            for w in model.parameters():
+                w -= lr * w.grad
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_a_gradient_that_vanishes_in_the_mean_only(first_only):
+    """Two samples with opposite gradients are no ground to take a way untested."""
+    model = Reused()
+    model.a.bias.requires_grad_(False)
+    x = torch.randn(1, 4) * torch.tensor([[1.0], [-1.0]])
+    nn.init.zeros_(model.a.bias)
+
+    def loss_fn(output, y):
+        return output.sum(1).mean()
+
+    want = brute_force(model, loss_fn, x, x)["a.weight"]
+    gradients = PerSampleGradients(model, ["a.weight"], first_only, 0, True)
+    _, _, g = gradients(loss_fn, x, x)
+    torch.testing.assert_close(g["a.weight"].first(), want[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_a_coupling_that_no_gradient_shows_at_first_is_refused_later(first_only):
+    model, x, y = Across(nn.Linear(3, 3)), torch.randn(S, 3), torch.randn(S)
+    nn.init.zeros_(model.c.weight)
+    gradients = PerSampleGradients(model, ["c.weight"], first_only, 0, True)
+    gradients(squared_error, x, y)
+    gradients(squared_error, x, y)
+    nn.init.normal_(model.c.weight)
+    with pytest.raises(ValueError, match="couples the samples"):
+        gradients(squared_error, x, y)
+
+
 def traces(model):
     hooks = [key for key in vars(model) if "hooks" in key]
     return [(m, key, dict(vars(m)[key])) for m in model.modules() for key in hooks]

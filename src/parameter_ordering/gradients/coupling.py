@@ -31,8 +31,11 @@ def check_batch_norms(layers: Iterable[tuple[str, nn.Module]]) -> None:
             )
 
 
-def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -> None:
-    """That the loss is the mean, or the sum, of losses of single samples, which are on axis dim."""
+def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -> bool:
+    """That the loss is the mean, or the sum, of losses of single samples, which are on axis dim.
+
+    Returns whether there was a gradient to see it by.
+    """
     o = output.detach().requires_grad_()
     S = o.shape[dim]
     some = range(0, S, -(-S // _LOOKED_AT))
@@ -49,18 +52,25 @@ def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -
             "other reduction=, or a loss in which all samples weigh the same (not a mean with "
             "class weights or ignore_index, which depends on what the minibatch holds)"
         )
+    return bool(apart.any())
 
 
-def check_model(loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor, dim: int) -> None:
-    """That the loss of the first sample does not depend on the others; x is a leaf."""
+def check_model(loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor, dim: int) -> bool:
+    """That the loss of the first sample does not depend on the others; x is a leaf.
+
+    Returns whether there was a gradient to see it by, or will never be.
+    """
     l_1 = loss_fn(output.narrow(dim, 0, 1), y.narrow(dim, 0, 1))
-    (d,) = torch.autograd.grad(l_1, x, retain_graph=True, allow_unused=True, materialize_grads=True)
+    (d,) = torch.autograd.grad(l_1, x, retain_graph=True, allow_unused=True)
+    if d is None:  # the model cuts the graph
+        return True
     if d.narrow(dim, 1, x.shape[dim] - 1).any():
         raise ValueError(
             "the model couples the samples: the loss of the first depends on the inputs of the "
             "others, so it has no gradient of its own; replace the layer that looks across the "
             "minibatch"
         )
+    return bool(d.any())
 
 
 def rounding(dtype: torch.dtype) -> float:

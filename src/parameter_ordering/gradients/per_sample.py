@@ -30,11 +30,12 @@ class PerSampleGradients:
     more: buffers and attributes of its modules stay as they were, but what it keeps elsewhere (in a
     list, by a hook) is then from that run.
 
-    The ways are put to the test when a parameter first takes part: what they give must add up to
-    the gradient of the minibatch, and what the first gives must begin with the g_1 of the second.
-    This finds a weight that a function uses again, and a layer that has the samples on another
-    axis. A parameter that the first way once fails to reach takes another from then on. On first
-    use a model of real inputs or a loss that couples the samples is refused.
+    The ways are put to the test when a parameter first has a gradient other than zero: what they
+    give must add up to the gradient of the minibatch, and what the first gives must begin with the
+    g_1 of the second. This finds a weight that a function uses again, and a layer that has the
+    samples on another axis. A parameter that the first way once fails to reach takes another from
+    then on. On first use, and again while the loss has the gradient zero there, a model of real
+    inputs or a loss that couples the samples is refused.
 
     Args:
         model: the model.
@@ -85,15 +86,12 @@ class PerSampleGradients:
             loss = loss_fn(output, y)
             once = {layer: call[0] for layer, call in calls.items() if len(call) == 1}
             aligned = torch.is_tensor(output) and output.dim() > E and output.shape[E] == S
-            if aligned and not self._checked:
-                check_loss(loss_fn, output, y, E, self.mean)
-                if leaf is not None:
-                    check_model(loss_fn, output, y, leaf, E)
-            first_way = not self._untested and not self._another_way
-            # The other ways may go back through the graph.
-            retain = aligned and not (first_way and len(once) == len(self._layers))
+            if not self._checked:
+                self._checked = not aligned or self._check(loss_fn, output, y, leaf)
+            # The other ways, and the test of the first, go back through the graph.
+            beyond = self._untested or self._another_way or len(once) < len(self._layers)
+            retain = aligned and bool(beyond)
             loss.backward(retain_graph=retain)
-        self._checked = True
         g_S = {
             name: self._mean(name, unmasked.get(name, w.grad), S)
             for name, w in self.parameters.items()
@@ -114,6 +112,11 @@ class PerSampleGradients:
                 mapped = partial(self._mapped, loss_fn, x.detach(), y, random)
                 g.update(self._of_all({name: g_S[name] for name in rest}, mapped, alone, S))
         return loss.detach(), g_S, g
+
+    def _check(self, loss_fn: Loss, output: Tensor, y: Tensor, leaf: Tensor | None) -> bool:
+        """That no sample has a part in the loss of another; whether the gradients show it."""
+        shown = check_loss(loss_fn, output, y, self.E, self.mean)
+        return shown and (leaf is None or check_model(loss_fn, output, y, leaf, self.E))
 
     def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
         """g_S, dense and in the precision of the accumulator, from the gradient of the loss."""
@@ -197,7 +200,7 @@ class PerSampleGradients:
         calls: Iterable[Call],
         S: int,
     ) -> None:
-        """Whether the first way gives what it should, for those that take part at last."""
+        """Whether the first way gives what it should, for those that have a gradient at last."""
         names = g.keys() & g_S.keys() & self._untested
         if not names:
             return
@@ -208,7 +211,9 @@ class PerSampleGradients:
         def equal(u: Tensor, v: Tensor) -> bool:
             return bool((u - v).norm() <= tolerance * v.norm() + noise)
 
-        for name, g_1 in alone(0, names).items():
+        # Of a gradient of zero any way would pass, and the first gives it.
+        names = {n for n in names if max(g_S[n].norm(), g[n].first().norm()) > 2 * noise}
+        for name, g_1 in (alone(0, names) if names else {}).items():
             self._untested.remove(name)
             if not (equal(g[name].total() / S, g_S[name]) and equal(g[name].first(), g_1)):
                 self._another_way.add(name)
