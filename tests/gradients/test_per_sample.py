@@ -135,6 +135,27 @@ def test_embedding(shape, options):
     check(model, x, by_layer=["weight"])
 
 
+class Lookups(nn.Module):
+    """An embedding called twice."""
+
+    def __init__(self, sparse, fail):
+        super().__init__()
+        self.a, self.c = nn.Embedding(4, 3, sparse=sparse), nn.Linear(3, 2)
+        self.fail = fail
+
+    def forward(self, x):
+        if self.fail:
+            x.sum().item()  # which vmap cannot do
+        return self.c(self.a(x[:, 0]) + self.a(x[:, 1]).tanh())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_embedding_called_twice(sparse, fail):
+    check(Lookups(sparse, fail), torch.randint(0, 4, (S, 2)), by_layer={"c.weight", "c.bias"})
+
+
 class Tied(nn.Module):
     """One weight in two layers, and a layer of its own."""
 

@@ -119,10 +119,14 @@ class PerSampleGradients:
         return shown and (leaf is None or check_model(loss_fn, output, y, leaf, self.E))
 
     def _mean(self, name: str, gradient: Tensor, S: int) -> Tensor:
-        """g_S, dense and in the precision of the accumulator, from the gradient of the loss."""
-        gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        gradient = gradient.to(self._dtypes[name])
+        """g_S from the gradient of the loss."""
+        gradient = self._dense(name, gradient)
         return gradient if self.mean else gradient / S
+
+    def _dense(self, name: str, gradient: Tensor) -> Tensor:
+        """Not sparse, as that of an embedding may be, and in the precision of the accumulator."""
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        return gradient.to(self._dtypes[name])
 
     def _from_layers(self, calls: dict[nn.Module, Call], S: int) -> dict[str, Rows]:
         """The first way."""
@@ -148,7 +152,7 @@ class PerSampleGradients:
         g = torch.autograd.grad(
             l_i, [*w.values()], retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return {name: g.to(accumulator_dtype(g)) for name, g in zip(w, g, strict=True)}
+        return {name: self._dense(name, g) for name, g in zip(w, g, strict=True)}
 
     def _of_all(
         self, g_S: dict[str, Tensor], mapped: Callable, alone: Callable | None, S: int
@@ -190,7 +194,7 @@ class PerSampleGradients:
         per_sample = vmap(grad(loss_of_one), (None, None, E, E), E, randomness="different")
         with torch.no_grad(), _replayed(random, x.device), _attributes_kept(whole):
             g = per_sample(w, buffers, x, y)
-        return {name: Rows(g_i.to(accumulator_dtype(g_i)), E) for name, g_i in g.items()}
+        return {name: Rows(self._dense(name, g_i), E) for name, g_i in g.items()}
 
     def _test(
         self,
