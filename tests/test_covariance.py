@@ -461,6 +461,17 @@ def test_batch_norm_in_evaluation():
     torch.testing.assert_close(C.matrix(), want, **CLOSE)
 
 
+@pytest.mark.parametrize("samples", ["first", "all"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_first_minibatch_that_is_not_finite_is_refused(samples, bad):
+    C, (x, y) = GradientCovariance(perceptron(), samples), minibatch()
+    x[2, 0] = bad
+    with pytest.raises(ValueError, match=r"not finite: .* inf or NaN in x"):
+        C.update(F.cross_entropy, x, y)
+    assert C.t == 0
+    assert not flat(C.diagonal()).any()
+
+
 def check_refused(C, minibatch, match):
     """An error, after which nothing has changed."""
     x, y = minibatch

@@ -71,3 +71,23 @@ def test_what_has_no_gradient_is_not_seen():
     assert check_model(F.cross_entropy, x.sin(), y, x, 0)
     assert check_model(F.cross_entropy, x.detach().requires_grad_(), y, x, 0)  # nor ever will be
     assert not check_model(F.cross_entropy, 0 * (x - x.mean(0)), y, x, 0)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_what_is_not_finite_is_named(bad):
+    x, y = minibatch(5)
+    leaf, worse = x.clone().requires_grad_(), x.clone()
+    worse[2, 0] = bad
+    with pytest.raises(ValueError, match="the loss of the minibatch is not finite"):
+        check_loss(F.cross_entropy, worse, y, 0, mean=True)
+    with pytest.raises(ValueError, match="respect to the output is not finite"):
+        check_loss(lambda o, y: (o - o.detach()).abs().sqrt().sum(), x, y, 0, mean=False)
+    with pytest.raises(ValueError, match="respect to x is not finite"):
+        check_model(F.cross_entropy, (leaf - leaf.detach()).abs().sqrt(), y, leaf, 0)
+
+
+def test_an_infinite_output_may_have_a_finite_loss():
+    """As that of a class which a mask excludes."""
+    x, y = minibatch(5)
+    x = x.masked_fill((torch.arange(4) == 1) & (y != 1).unsqueeze(1), -float("inf"))
+    assert check_loss(F.cross_entropy, x, y, 0, mean=True)

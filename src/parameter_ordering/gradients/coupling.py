@@ -39,7 +39,10 @@ def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -
     o = output.detach().requires_grad_()
     S = o.shape[dim]
     some = range(0, S, -(-S // _LOOKED_AT))
-    (together,) = torch.autograd.grad(loss_fn(o, y), o)
+    loss = loss_fn(o, y)
+    (together,) = torch.autograd.grad(loss, o)
+    _check_finite(loss, "loss of the minibatch")
+    _check_finite(together, "gradient of the loss with respect to the output")
     alone = (loss_fn(o.narrow(dim, i, 1), y.narrow(dim, i, 1)) for i in some)
     (apart,) = torch.autograd.grad(sum(alone), o)
     places = torch.tensor(some, device=o.device)
@@ -64,6 +67,7 @@ def check_model(loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor, dim: int) -
     (d,) = torch.autograd.grad(l_1, x, retain_graph=True, allow_unused=True)
     if d is None:  # the model cuts the graph
         return True
+    _check_finite(d, "gradient of the loss with respect to x")
     if d.narrow(dim, 1, x.shape[dim] - 1).any():
         raise ValueError(
             "the model couples the samples: the loss of the first depends on the inputs of the "
@@ -71,6 +75,15 @@ def check_model(loss_fn: Loss, output: Tensor, y: Tensor, x: Tensor, dim: int) -
             "minibatch"
         )
     return bool(d.any())
+
+
+def _check_finite(value: Tensor, what: str) -> None:
+    """Before it is taken for another reason that what it enters does not agree."""
+    if not value.isfinite().all():
+        raise ValueError(
+            f"the {what} is not finite: look for inf or NaN in x, in y and in the parameters, and "
+            "with a scaled loss lower its scale"
+        )
 
 
 def rounding(dtype: torch.dtype) -> float:
