@@ -684,6 +684,20 @@ def test_masked_gradients_have_their_means_from_before_the_mask(kind, first_only
 
 
 @pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("leaf", [False, True])
+def test_an_input_that_requires_a_gradient_has_it(leaf, first_only):
+    model, y = Twice(), torch.randn(S)
+    below = torch.randn(S, 4, requires_grad=True)
+    x = below if leaf else below.sin()
+    (want,) = torch.autograd.grad(squared_error(model(x), y), below, retain_graph=True)
+    gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
+    for _ in range(3):
+        below.grad = None
+        gradients(squared_error, below if leaf else below.sin(), y)
+        torch.testing.assert_close(below.grad, want)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("loss_fn", ["weights", "ignore", "sum", "pairs"])
 def test_losses_that_are_no_mean_are_refused(loss_fn, first_only):
     model, x, y = nn.Linear(3, 4), torch.randn(S, 3), torch.arange(S) % 4

@@ -79,7 +79,7 @@ class PerSampleGradients:
         self.model.zero_grad()
         random, inputs, leaf = _random_state(x.device), x, None
         if not self._checked and x.is_floating_point():
-            leaf = x.detach().requires_grad_()
+            leaf = x if x.requires_grad else x.detach().requires_grad_()
             inputs = leaf.clone()
         with recorded(self._layers) as calls, _before_masks(self.parameters) as unmasked:
             output = self.model(inputs)
