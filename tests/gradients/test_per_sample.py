@@ -684,6 +684,25 @@ def test_masked_gradients_have_their_means_from_before_the_mask(kind, first_only
 
 
 @pytest.mark.parametrize("first_only", [False, True])
+def test_gradients_that_a_hook_takes_away(first_only):
+    model, x, y = Twice(), torch.randn(S, 4), torch.randn(S)
+    want = brute_force(model, squared_error, x, y)
+    gradients = PerSampleGradients(model, want, first_only, 0, True)
+
+    def take(w):
+        w.grad = None
+
+    for w in model.parameters():
+        w.register_post_accumulate_grad_hook(take)
+    for _ in range(2):
+        _, g_S, g = gradients(squared_error, x, y)
+        for name in want:
+            torch.testing.assert_close(g_S[name], want[name].mean(0), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+            assert model.get_parameter(name).grad is None
+
+
+@pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("leaf", [False, True])
 def test_an_input_that_requires_a_gradient_has_it(leaf, first_only):
     model, y = Twice(), torch.randn(S)

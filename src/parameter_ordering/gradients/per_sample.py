@@ -92,11 +92,8 @@ class PerSampleGradients:
             beyond = self._untested or self._another_way or len(once) < len(self._layers)
             retain = aligned and bool(beyond)
             loss.backward(retain_graph=retain)
-        g_S = {
-            name: self._mean(name, unmasked.get(name, w.grad), S)
-            for name, w in self.parameters.items()
-            if w.grad is not None
-        }
+        gradients = {n: w.grad for n, w in self.parameters.items() if w.grad is not None}
+        g_S = {name: self._mean(name, g, S) for name, g in (gradients | unmasked).items()}
         alone = partial(self._alone, loss_fn, output, y) if retain else None
         g = self._from_layers(once, S) if aligned else {}
         if self._untested and alone:
