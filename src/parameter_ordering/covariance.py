@@ -43,8 +43,9 @@ class GradientCovariance:
     The gradients of single samples come from the inputs and output gradients of the layers: "all"
     takes one more matrix product for each weight, "first" next to nothing. For a parameter that
     this does not reach (two layers share it or none owns it, its layer is called twice or is none
-    of those known) "first" takes a second backward pass, "all" ``torch.func.vmap``. The first
-    update tests this, and takes the time of a few.
+    of those known) "first" takes a second backward pass, "all" ``torch.func.vmap``. This is tested
+    when the parameter first has a gradient other than zero: the first update takes the time of a
+    few.
 
     Args:
         model: any module, on its device. The parameters that train now are followed; one without a
@@ -71,8 +72,10 @@ class GradientCovariance:
 
     Raises:
         ValueError: for a setting out of range or an unknown name; by :meth:`update` for S < 2, for
-            BatchNorm in training mode, for a model or a loss that couples the samples. C and t
-            have not changed then.
+            BatchNorm in training mode, and where the first minibatch (or the first with a gradient
+            other than zero) shows a loss that is not finite, or a model or a loss that couples the
+            samples: not where integers are the inputs, where only later samples see earlier ones,
+            or where no label is ``ignore_index`` yet. C and t have not changed then.
         MemoryError: for a matrix above ``memory_limit``.
 
     Source: Grabovoy, Bakhteev, Strijov, (2.6).

@@ -34,8 +34,8 @@ class PerSampleGradients:
     give must add up to the gradient of the minibatch, and what the first gives must begin with the
     g_1 of the second. This finds a weight that a function uses again, and a layer that has the
     samples on another axis. A parameter that the first way once fails to reach takes another from
-    then on. On first use, and again while the loss has the gradient zero there, a model of real
-    inputs or a loss that couples the samples is refused.
+    then on. On first use, and again while the gradient at the output or the input is zero, a loss
+    that couples the samples is refused, and a model that couples those of real inputs.
 
     Args:
         model: the model.
