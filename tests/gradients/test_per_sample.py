@@ -384,6 +384,7 @@ def test_a_part_that_is_taken_up_later(part, first_only):
         want = brute_force(model, squared_error, x, y)
         _, g_S, g = gradients(squared_error, x, y)
         assert g.keys() == g_S.keys()
+        assert gradients.by_layer == {"a.weight", "a.bias", "c.weight", "c.bias"}
         for name in g:
             torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
             if not first_only:
@@ -413,6 +414,10 @@ def test_without_the_graph_an_error_is_raised_once(first_only):
     _, _, g = gradients(squared_error, x, y)
     for name in g:
         torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
+    assert gradients.by_layer == {"c.weight", "c.bias"}
+    model.told = False
+    gradients(squared_error, x, y)
+    assert gradients.by_layer == {"a.weight", "a.bias", "c.weight", "c.bias"}
 
 
 def test_samples_on_another_axis_go_another_way():

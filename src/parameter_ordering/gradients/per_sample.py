@@ -33,9 +33,9 @@ class PerSampleGradients:
     The ways are put to the test when a parameter first has a gradient other than zero: what they
     give must add up to the gradient of the minibatch, and what the first gives must begin with the
     g_1 of the second. This finds a weight that a function uses again, and a layer that has the
-    samples on another axis. A parameter that the first way once fails to reach takes another from
-    then on. On first use, and again while the gradient at the output or the input is zero, a loss
-    that couples the samples is refused, and a model that couples those of real inputs.
+    samples on another axis. On first use, and again while the gradient at the output or the input
+    is zero, a loss that couples the samples is refused, and a model that couples those of real
+    inputs.
 
     Args:
         model: the model.
@@ -89,7 +89,7 @@ class PerSampleGradients:
             if not self._checked:
                 self._checked = not aligned or self._check(loss_fn, output, y, leaf)
             # The other ways, and the test of the first, go back through the graph.
-            beyond = self._untested or self._another_way or len(once) < len(self._layers)
+            beyond = self._untested or self._another_way or len(once) < len(calls)
             retain = aligned and bool(beyond)
             loss.backward(retain_graph=retain)
         gradients = {n: w.grad for n, w in self.parameters.items() if w.grad is not None}
@@ -100,9 +100,6 @@ class PerSampleGradients:
             self._test(g, g_S, alone, once.values(), S)
         g = {name: g[name] for name in g.keys() & g_S.keys() - self._another_way}
         if rest := sorted(g_S.keys() - g.keys()):
-            # Before what may fail: the next update has their graph.
-            self._untested.difference_update(rest)
-            self._another_way.update(rest)
             if self.first_only and alone:
                 g.update({n: Rows(v.unsqueeze(E), E) for n, v in alone(0, rest).items()})
             else:
@@ -164,6 +161,7 @@ class PerSampleGradients:
                 return g
             except RuntimeError as error:
                 if alone is None:
+                    self._untested.update(names)  # so the next update has the graph
                     error.add_note(f"This happened to the gradients of single samples for {names}.")
                     raise
             self._vmap = False
