@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from parameter_ordering.gradients.factors import Lookup, Outer, OuterSum, Rows
 
@@ -157,7 +156,7 @@ _RULES: dict[Callable, Callable] = {
     nn.LayerNorm.forward: _layer_norm,
     nn.RMSNorm.forward: _rms_norm,
     nn.GroupNorm.forward: _group_norm,
-    _BatchNorm.forward: _batch_norm,  # with running statistics: others are refused
+    nn.BatchNorm1d.forward: _batch_norm,  # and of 2d and 3d; with running statistics, or refused
 }
 
 
