@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -34,9 +33,7 @@ def main() -> None:
 
 def _keep(name: str, rows: list[dict]) -> None:
     record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": origin()["machine"],
-        "cores": os.cpu_count(),
+        **origin(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "versions": {package: version(package) for package in VERSIONS},
         "rows": rows,

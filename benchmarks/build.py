@@ -4,7 +4,6 @@ The tracked files are copied to a folder of their own and built there, so nothin
 build is found. ``cores`` is the processor time of all processes over the time on the clock.
 """
 
-import json
 import os
 import re
 import resource
@@ -124,7 +123,3 @@ def _copy_tracked(target: Path) -> None:
 def _environment(book: Path, profile: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(book / "src"), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, "PARAMETER_ORDERING_PROFILE": profile}
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(quick="--quick" in sys.argv), indent=2))

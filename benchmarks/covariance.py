@@ -6,7 +6,6 @@ the running mean (2.6) of the diagonal. The last two have rounds of their own, w
 to compare with: they leave the caches and the allocator to the next as no training does.
 """
 
-import argparse
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -150,24 +149,3 @@ def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Cal
     if len(x) * sum(w.numel() for w in build().parameters()) * 4 < MEMORY:
         ways["torch.func.vmap(grad)"] = with_vmap
     return {name: way() for name, way in ways.items()}
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print the ratios of some models and sizes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, nargs="*", default=list(MODELS))
-    parser.add_argument("--samples", type=int, nargs="*", default=list(SAMPLES))
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each model and S")
-    given = parser.parse_args(argv)
-    for model in given.model:
-        for S in given.samples:
-            ratios = {row["way"]: row["ratio"] for row in measure(model, S, given.seconds)}
-            print(
-                f"{model:18} S={S:<4}",
-                *(f"{way} {ratio:.2f}" for way, ratio in ratios.items()),
-                sep="  ",
-            )
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ there already. The first is Adam with nothing frozen, the second what one writes
 ``masked_fill_`` the gradient, step, put the frozen values back with ``where``.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -106,17 +105,3 @@ def _tensors(held: object) -> list[Tensor]:
 def _bytes(tensors: list[Tensor]) -> int:
     """Storage that is held twice counts once; the scalar ``step`` of a tensor counts too."""
     return sum({x.untyped_storage().data_ptr(): x.nbytes for x in tensors}.values())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few tiny steps: does it run?")
-    for row in run(parser.parse_args().quick):
-        print(
-            f"k/p = {row['k/p']:4}  {row['way']:30} {row['milliseconds']:7.2f} ms"
-            f"  {row['ratio to Adam']:5.2f}x  {row['bytes a parameter']:5.2f} B"
-        )
-
-
-if __name__ == "__main__":
-    main()
