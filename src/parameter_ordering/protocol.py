@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
 from parameter_ordering.freezing import freeze
-from parameter_ordering.orders import Ranks, Trained
+from parameter_ordering.orders import Ranks
+from parameter_ordering.training import Training
 
 _PURPOSES = ("weights", "minibatches", "ties", "own order", "common order", "C_0")
 _FETCHED = 2**18  # numbers that are fetched at a time: few calls, and all stays in the cache
@@ -109,13 +110,13 @@ def uniform(like: Mapping[str, Tensor], run_seeds: Sequence[int]) -> dict[str, T
     }
 
 
-def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> None:
+def train(trained: Training, minibatches: Minibatches, t0: int, tick: Tick) -> None:
     """t0 iterations of Adam, with C estimated at each (2.6)."""
     loss = summed(trained.loss)
     for _ in range(t0):
         x, y = next(minibatches)
-        if trained.variance is not None:
-            trained.variance.update(loss, x, y)
+        if trained.all_samples is not None:
+            trained.all_samples.update(loss, x, y)
         total = trained.covariance.update(loss, x, y)
         trained.moments.update()
         value = _finite(total, trained.model, trained.loss, x, y, minibatches.t)
@@ -123,14 +124,14 @@ def train(trained: Trained, minibatches: Minibatches, t0: int, tick: Tick) -> No
         tick(value / len(x))
 
 
-def exact_variance(trained: Trained) -> dict[str, Tensor]:
+def exact_variance(trained: Training) -> dict[str, Tensor]:
     """Variance of the gradients of all training objects at the weights that the model has now."""
     trained.exact.update(summed(trained.loss), trained.x, trained.y)
     return trained.exact.diagonal()
 
 
 def freeze_and_train(
-    trained: Trained,
+    trained: Training,
     ranks: Sequence[Ranks],
     k: Sequence[int],
     minibatches: Minibatches,

@@ -1,53 +1,24 @@
 r"""Scores that an order can be made of: the parameter with the lowest is frozen first.
 
-Each scorer takes a :class:`TrainedModel` and gives a tensor for each parameter, of its shape; where
+Each scorer takes a :class:`Training` and gives a tensor for each parameter, of its shape; where
 the model is an ensemble, each of its models is scored alone. What it needs beyond training with
 Adam is said as *extra*: numbers kept, and time for each iteration up to t0.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.curvature import gauss_newton
 from parameter_ordering.ensemble import ENSEMBLE_DIMS
-from parameter_ordering.moments import GradientMoments, adam_moments
+from parameter_ordering.moments import adam_moments
+from parameter_ordering.training import Training
 
 Scores = dict[str, Tensor]
 
 
-class TrainedModel(Protocol):
-    """A model after t0 iterations; a scorer asks for no more than it says.
-
-    Attributes:
-        model: with the weights w_t0, an ensemble (R, 1, ...) where scorers say so.
-        optimizer: Adam, with its moments.
-        start: the weights w_0 by name.
-        covariance: C_t0 of (2.6), from the first sample of each minibatch.
-        variance: the same from all samples.
-        moments: of the minibatch gradient, over all iterations.
-        x: all training objects, (R or 1, 1, m, n).
-        y: their answers, (R or 1, 1, m).
-        loss: of each object, from output and answer.
-        w_true: the weights that synthetic data were drawn from, (R or 1, n).
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Adam
-    start: Mapping[str, Tensor]
-    covariance: GradientCovariance
-    variance: GradientCovariance
-    moments: GradientMoments
-    x: Tensor
-    y: Tensor
-    loss: Callable[[Tensor, Tensor], Tensor]
-    w_true: Tensor | None
-
-
-def covariance(trained: TrainedModel) -> Scores:
+def covariance(trained: Training) -> Scores:
     """The paper's: variance of the gradient at one object, from the first sample (2.6).
 
     Extra: p numbers; one elementwise pass, since the backward pass has the factors of the gradient.
@@ -55,15 +26,15 @@ def covariance(trained: TrainedModel) -> Scores:
     return trained.covariance.diagonal()
 
 
-def all_samples(trained: TrainedModel) -> Scores:
+def all_samples(trained: Training) -> Scores:
     """The same variance, from all samples of each minibatch; S - 1 times less noise.
 
     Extra: p numbers; about one more product for each weight, a third of a backward pass.
     """
-    return trained.variance.diagonal()
+    return trained.all_samples.diagonal()
 
 
-def zero_variance(trained: TrainedModel) -> Scores:
+def zero_variance(trained: Training) -> Scores:
     """0 where the gradient never varied, 1 elsewhere: dead weights first, the rest by lot.
 
     A control, not a proposal. Extra: as :func:`covariance`.
@@ -71,7 +42,7 @@ def zero_variance(trained: TrainedModel) -> Scores:
     return {name: (c > 0).to(c.dtype) for name, c in trained.covariance.diagonal().items()}
 
 
-def second_moment(trained: TrainedModel) -> Scores:
+def second_moment(trained: Training) -> Scores:
     r"""Mean square of the minibatch gradient, not centred: :math:`C_{jj} / S + (E g_j)^2`.
 
     Extra: p numbers; one elementwise pass.
@@ -79,7 +50,7 @@ def second_moment(trained: TrainedModel) -> Scores:
     return {name: square.clone() for name, square in trained.moments.square.items()}
 
 
-def adam_v(trained: TrainedModel) -> Scores:
+def adam_v(trained: Training) -> Scores:
     r"""Adam's :math:`\hat v_t`: the second moment of about the last 1000 iterations.
 
     Extra: none. Source: Kingma, Ba, 2015.
@@ -87,7 +58,7 @@ def adam_v(trained: TrainedModel) -> Scores:
     return adam_moments(trained.model, trained.optimizer).square
 
 
-def mean_gradient(trained: TrainedModel) -> Scores:
+def mean_gradient(trained: Training) -> Scores:
     r"""Square of the mean gradient, Adam's :math:`\hat m_t^2`, of about the last 10 iterations.
 
     To first order the decrease of the loss by one step of gradient descent in that coordinate.
@@ -97,7 +68,7 @@ def mean_gradient(trained: TrainedModel) -> Scores:
     return {name: m.square() for name, m in mean.items()}
 
 
-def signal_to_noise(trained: TrainedModel) -> Scores:
+def signal_to_noise(trained: Training) -> Scores:
     r""":math:`\hat m^2 / \hat v`, the square of the step that Adam takes next; 0 where both are 0.
 
     In the same order as :math:`\hat m^2 / (\hat v - \hat m^2)`. Extra: none.
@@ -106,7 +77,7 @@ def signal_to_noise(trained: TrainedModel) -> Scores:
     return {name: _divide(m.square(), square[name]) for name, m in mean.items()}
 
 
-def magnitude(trained: TrainedModel) -> Scores:
+def magnitude(trained: Training) -> Scores:
     """|w|, as in magnitude pruning. Extra: none.
 
     Source: Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural
@@ -115,7 +86,7 @@ def magnitude(trained: TrainedModel) -> Scores:
     return {name: w.detach().abs() for name, w in trained.model.named_parameters()}
 
 
-def movement(trained: TrainedModel) -> Scores:
+def movement(trained: Training) -> Scores:
     """Distance from the start, |w - w_0|: what has not moved is frozen first.
 
     Extra: p numbers, w_0; no time. Source: Zhou, Lan, Liu, Yosinski, Deconstructing lottery
@@ -125,7 +96,7 @@ def movement(trained: TrainedModel) -> Scores:
     return {name: (w.detach() - trained.start[name]).abs() for name, w in parameters}
 
 
-def taylor(trained: TrainedModel) -> Scores:
+def taylor(trained: Training) -> Scores:
     r"""|w g|, the change of the loss, to first order, if w were set to 0; g is :math:`\hat m_t`.
 
     Extra: none. Source: Molchanov, Tyree, Karras, Aila, Kautz, Pruning convolutional neural
@@ -135,7 +106,7 @@ def taylor(trained: TrainedModel) -> Scores:
     return {name: (w.detach() * mean[name]).abs() for name, w in trained.model.named_parameters()}
 
 
-def obd(trained: TrainedModel) -> Scores:
+def obd(trained: Training) -> Scores:
     r""":math:`\frac{1}{2} h w^2`, the growth of the loss, to second order, if w were set to 0.
 
     h is the diagonal of the Gauss-Newton matrix at w_t0 over all training objects, exactly, and not
@@ -149,7 +120,7 @@ def obd(trained: TrainedModel) -> Scores:
     return {name: h[name] * w.detach().square() / 2 for name, w in trained.model.named_parameters()}
 
 
-def mixture(trained: TrainedModel, mu: float = 0.2) -> Scores:
+def mixture(trained: Training, mu: float = 0.2) -> Scores:
     r""":math:`\hat m^2 + \mu (\hat v - \hat m^2)`: the mean gradient, and a share of its noise.
 
     At :math:`\mu = 1` it is :func:`adam_v`, at 0 :func:`mean_gradient`. Extra: none.
@@ -158,7 +129,7 @@ def mixture(trained: TrainedModel, mu: float = 0.2) -> Scores:
     return {name: torch.lerp(m.square(), square[name], mu) for name, m in mean.items()}
 
 
-def fresh_gradient(trained: TrainedModel, mu: float = 0.05) -> Scores:
+def fresh_gradient(trained: Training, mu: float = 0.05) -> Scores:
     r""":math:`\bar g^2 + \mu (\hat v - \hat m^2)`: what freezing costs now, and may cost later.
 
     :math:`\bar g` is the gradient over all training objects at w_t0, so :math:`\bar g^2` is to
@@ -177,7 +148,7 @@ def fresh_gradient(trained: TrainedModel, mu: float = 0.05) -> Scores:
     }
 
 
-def oracle(trained: TrainedModel) -> Scores:
+def oracle(trained: Training) -> Scores:
     r""":math:`(w - w_*)^2`: for linear regression with isotropic x, what freezing costs.
 
     No order that goes by the data can grow slower, see :func:`parameter_ordering.theory.growth`.
@@ -195,7 +166,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b, 0)
 
 
-def _full_gradient(trained: TrainedModel, chunk: int = 1000) -> dict[str, Tensor]:
+def _full_gradient(trained: Training, chunk: int = 1000) -> dict[str, Tensor]:
     """The gradient of the loss over all training objects, each model's own."""
     trained.model.zero_grad()
     objects = zip(trained.x.split(chunk, ENSEMBLE_DIMS), trained.y.split(chunk, -1), strict=True)
@@ -206,7 +177,7 @@ def _full_gradient(trained: TrainedModel, chunk: int = 1000) -> dict[str, Tensor
     return gradient
 
 
-SCORES: dict[str, Callable[[TrainedModel], Scores]] = {
+SCORES: dict[str, Callable[[Training], Scores]] = {
     score.__name__: score
     for score in (
         covariance,

@@ -16,7 +16,7 @@ from parameter_ordering.data import Data
 from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.moments import GradientMoments
-from parameter_ordering.orders import ORDERS, Ranks, Trained
+from parameter_ordering.orders import ORDERS, Ranks
 from parameter_ordering.protocol import (
     Diverged,
     Minibatches,
@@ -29,6 +29,7 @@ from parameter_ordering.protocol import (
     train,
     uniform,
 )
+from parameter_ordering.training import Training
 
 _ALONE = threading.Lock()
 
@@ -71,7 +72,7 @@ class Shard:
     def train(self, tick: Tick) -> xr.Dataset:
         """The results, see ``Experiment.run``; ``tick`` gets the mean loss of each iteration."""
         experiment, k = self.experiment, self.experiment.k
-        trained = self._untrained()
+        trained = self._training()
         by_parameter = {"w0": _flat(trained.start)}
         by_parameter["start_variance"] = _flat(exact_variance(trained))
         try:
@@ -85,14 +86,14 @@ class Shard:
             raise FloatingPointError(self._where(e)) from None
         return self._results(ranks, by_parameter)
 
-    def _untrained(self) -> Trained:
+    def _training(self) -> Training:
         """The models before their training, with what watches it."""
         experiment, model, runs = self.experiment, self.model, self.runs
         start = {name: w.detach().clone() for name, w in model.named_parameters()}
         kappa = kappa_of(experiment.kappa)
         initial = uniform(start, seeds(experiment.seed, "C_0", runs))
         of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
-        return Trained(
+        return Training(
             model=model,
             optimizer=MaskedAdam(
                 model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
@@ -101,7 +102,7 @@ class Shard:
             covariance=GradientCovariance(
                 model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
             ),
-            variance=of_all(kappa=kappa) if "all_samples" in experiment.orders else None,
+            all_samples=of_all(kappa=kappa) if "all_samples" in experiment.orders else None,
             exact=of_all(kappa=1.0),
             moments=GradientMoments(model),
             x=self.minibatches.x[:, None],
