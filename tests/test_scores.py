@@ -26,7 +26,7 @@ from parameter_ordering.models import (
 )
 from parameter_ordering.moments import GradientMoments, adam_moments
 from parameter_ordering.order import rank
-from parameter_ordering.scores import SCORES, fresh_gradient, mixture
+from parameter_ordering.scores import SCORES, fresh_gradient
 
 RUNS, M, N, S, T0 = 2, 24, 5, 4, 9
 BETAS = (0.9, 0.999)
@@ -205,7 +205,6 @@ def slow(name, trained):
         "movement": lambda: {n: (w[n] - trained.start[n]).abs() for n in w},
         "taylor": lambda: {n: (w[n] * m[n]).abs() for n in w},
         "obd": lambda: {n: 0.5 * h[n] * w[n] ** 2 for n in w},
-        "mixture": lambda: {n: m[n] ** 2 + 0.2 * (v[n] - m[n] ** 2) for n in m},
         "oracle": lambda: {n: (w[n] - trained.w_true) ** 2 for n in w},
         "fresh_gradient": lambda: {
             n: full[n] ** 2 + 0.05 * (v[n] - m[n] ** 2).clamp(min=0) for n in m
@@ -304,12 +303,6 @@ def test_running_moments_count_a_missing_gradient_as_zero():
         moments.update()
     assert moments.mean["weight"].item() == pytest.approx(2)
     assert moments.square["weight"].item() == pytest.approx(20 / 3)
-
-
-def test_mixture_lies_between_mean_gradient_and_v(trained):
-    for mu, name in ((0.0, "mean_gradient"), (1.0, "adam_v")):
-        for parameter, score in SCORES[name](trained).items():
-            torch.testing.assert_close(mixture(trained, mu)[parameter], score)
 
 
 def test_signal_to_noise_orders_like_its_usual_form(regression):

@@ -222,7 +222,7 @@ def test_an_address_that_does_not_answer(tmp_path, capsys, address):
 
 def test_a_worker_with_other_code_is_refused():
     code = "import parameter_ordering.experiments"
-    here = dependencies(code, docstrings=False)
+    here = dependencies(code)
     there = {"sources": here["sources"] | {"parameter_ordering.order": "edited"}}
     there["packages"] = here["packages"] | {"torch": "1.0"}
     message = r"parameter_ordering.order, torch .*, not 1\.0; give it the environment"

@@ -161,14 +161,6 @@ def test_iterations_to_see_the_signal_are_n_squared_until_the_minibatch_averages
     assert moment == pytest.approx((n / S) ** 2 + 2 * n / S + 2 * n**2 / S**3, rel=0.05)
 
 
-@pytest.mark.parametrize("beta", [0.5, 0.9, 0.999])
-@pytest.mark.parametrize("t", [1, 7, 500])
-def test_effective_iterations_by_summation(beta, t):
-    weights = (1 - beta) * beta ** np.arange(t)
-    expected = weights.sum() ** 2 / (weights**2).sum()
-    assert theory.effective_iterations(beta, t) == pytest.approx(expected)
-
-
 def test_growth_is_what_least_squares_loses(rng):
     """On a design with X^T X = m I the growth of the training loss is exact, not in the mean."""
     m, n = 64, 6

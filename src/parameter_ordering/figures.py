@@ -30,7 +30,6 @@ _LOOK = {
     "movement": ("distance from the start", 18),
     "taylor": ("first-order Taylor", 13),
     "obd": ("optimal brain damage", 19),
-    "mixture": ("mean gradient and a share of its noise", 10),
     "fresh_gradient": ("fresh gradient", 6),
     "fresh_within_tensors": ("random within tensors, as many as fresh gradient", 8),
     "oracle": ("oracle", 17),

@@ -99,7 +99,7 @@ def _on_cluster(
     except (OSError, ValueError) as error:
         raise ConnectionError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:
-        checked = partial(_checked, work, code, dependencies(code, docstrings=False))
+        checked = partial(_checked, work, code, dependencies(code))
         waiting = {client.submit(checked, piece, pure=False): piece for piece in pieces}
         for future in distributed.as_completed(list(waiting), loop=client.loop):
             # Forgotten once it is here, or else the loss of its worker would have it done again.
@@ -109,7 +109,7 @@ def _on_cluster(
 def _checked(work: Callable[[P], R], code: str, here: dict[str, dict[str, str]], piece: P) -> R:
     """``work(piece)``, on a worker that has what the caller has."""
     refuse_edited(code)
-    there = dependencies(code, docstrings=False)
+    there = dependencies(code)
     other = [
         name if kind == "sources" else f"{name} {there[kind].get(name)}, not {here[kind].get(name)}"
         for kind in here

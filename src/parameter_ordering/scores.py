@@ -120,15 +120,6 @@ def obd(trained: Training) -> Scores:
     return {name: h[name] * w.detach().square() / 2 for name, w in trained.model.named_parameters()}
 
 
-def mixture(trained: Training, mu: float = 0.2) -> Scores:
-    r""":math:`\hat m^2 + \mu (\hat v - \hat m^2)`: the mean gradient, and a share of its noise.
-
-    At :math:`\mu = 1` it is :func:`adam_v`, at 0 :func:`mean_gradient`. Extra: none.
-    """
-    mean, square = adam_moments(trained.model, trained.optimizer)
-    return {name: torch.lerp(m.square(), square[name], mu) for name, m in mean.items()}
-
-
 def fresh_gradient(trained: Training, mu: float = 0.05) -> Scores:
     r""":math:`\bar g^2 + \mu (\hat v - \hat m^2)`: what freezing costs now, and may cost later.
 
@@ -191,7 +182,6 @@ SCORES: dict[str, Callable[[Training], Scores]] = {
         movement,
         taylor,
         obd,
-        mixture,
         fresh_gradient,
         oracle,
     )

@@ -143,18 +143,6 @@ def _signal_and_noise(estimator: Estimator) -> tuple[float, float]:
     return estimator.mean.var(), error.diagonal().mean() - error.mean()
 
 
-def effective_iterations(beta: float, t: int) -> float:
-    r"""How many equal iterations an exponential average after t of them is worth.
-
-    :math:`(\sum_s a_s)^2 / \sum_s a_s^2` for the weights :math:`a_s = (1 - \beta) \beta^{t - s}` of
-    Adam's moments: 1 at first, at last :math:`(1 + \beta) / (1 - \beta)`.
-
-    >>> round(effective_iterations(0.9, 10_000)), round(effective_iterations(0.999, 10_000))
-    (19, 1999)
-    """
-    return (1 + beta) / (1 - beta) * (1 - beta**t) ** 2 / (1 - beta ** (2 * t))
-
-
 def growth(d: np.ndarray, order: np.ndarray) -> np.ndarray:
     r"""Growth of the expected loss for k = 0 ... n frozen coordinates, all others at their optimum.
 

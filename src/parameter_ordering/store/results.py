@@ -131,7 +131,7 @@ def results(
         "method": f"{type(experiment).__name__}.{method}",
         "settings": asdict(experiment),
         "data": experiment.data().checksum,
-        **dependencies(code, docstrings=False),
+        **dependencies(code),
     }
 
     store = store or _default.get() or Store()

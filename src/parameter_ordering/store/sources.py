@@ -24,8 +24,8 @@ _STARTED = time.time()
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 
 
-def dependencies(code: str, *, docstrings: bool = True) -> dict[str, dict[str, str]]:
-    """What a piece of Python depends on: `Imports.described` for one piece.
+def dependencies(code: str) -> dict[str, dict[str, str]]:
+    """What a piece of Python computes with: `Imports.described`, docstrings left out.
 
     Example:
         >>> found = dependencies("from parameter_ordering.order import rank")
@@ -34,7 +34,7 @@ def dependencies(code: str, *, docstrings: bool = True) -> dict[str, dict[str, s
     """
     imports = Imports()
     imports.follow_code(code)
-    return imports.described(docstrings=docstrings)
+    return imports.described(docstrings=False)
 
 
 def refuse_edited(code: str) -> None:
