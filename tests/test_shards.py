@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 from parameter_ordering import experiments, parallel
-from parameter_ordering.book.cli import main
+from parameter_ordering.cli.main import main
 from parameter_ordering.experiment import Experiment
 from parameter_ordering.parallel import _checked, side_by_side
 from parameter_ordering.store.results import Store, results
@@ -79,7 +79,7 @@ def test_what_a_killed_run_had_finished_is_kept(trained, tmp_path):
     options = [each for name, value in settings.items() for each in (f"--{name}", str(value))]
     command = ["run", "boston_housing", *options, "--jobs", "1", "--out", str(tmp_path)]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "parameter_ordering.book.cli", *command],
+        [sys.executable, "-m", "parameter_ordering.cli.main", *command],
         env={**os.environ, "PYTHONPATH": str(SOURCES)},
         stderr=subprocess.DEVNULL,
     )

@@ -171,7 +171,7 @@ class SmallBook:
     def command(self, *arguments: str, **extra: str) -> tuple[int, str]:
         """Run ``parameter-ordering``; exit status and output."""
         run = subprocess.run(
-            [sys.executable, "-m", "parameter_ordering.book.cli", *arguments],
+            [sys.executable, "-m", "parameter_ordering.cli.main", *arguments],
             cwd=self.root / "chapters",
             env=self.environment(**extra),
             capture_output=True,

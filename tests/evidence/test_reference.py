@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from parameter_ordering import experiments, study
-from parameter_ordering.book.cli import main
+from parameter_ordering.cli.main import main
 from parameter_ordering.evidence import reference
 from parameter_ordering.evidence.ledger import Row
 from parameter_ordering.evidence.reference import UNITS, accept, problems, stored, table

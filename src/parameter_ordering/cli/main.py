@@ -1,19 +1,20 @@
-"""The command ``parameter-ordering``: the chapters' state, their execution, single experiments."""
+"""The verbs of ``parameter-ordering``, and how each is called."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from parameter_ordering.book.chapters import Chapter
 from parameter_ordering.book.check import problems
 from parameter_ordering.book.execute import execute, take_turn
 from parameter_ordering.book.settings import PAPER, BookError, Settings
-from parameter_ordering.book.single import HELP, run
+from parameter_ordering.cli.run import HELP, run
 
 CLAIMS = "chapters/claims.yml"
 REFERENCE = "chapters/reference.csv"
 VERDICTS = "chapters/verdicts.yml"
+Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,69 +156,67 @@ def _parser() -> argparse.ArgumentParser:
         "(default: $PARAMETER_ORDERING_PROFILE, or paper)",
     )
 
-    verb = verbs.add_parser(
-        "status",
-        parents=[book],
-        help="list each chapter with its state and why",
-        description="Lists each chapter with its state, and why: current, stale, unexecuted, "
-        "damaged, or text if it has no code. The exit status is 1 if one has to be executed.",
-    )
-    verb.set_defaults(command=_status)
+    def verb(name: str, command: Command, help: str, description: str) -> argparse.ArgumentParser:
+        parser = verbs.add_parser(name, parents=[book], help=help, description=description)
+        parser.set_defaults(command=command)
+        return parser
 
-    verb = verbs.add_parser(
-        "execute",
-        parents=[book],
-        help="run chapters whose inputs changed",
-        description="Runs papermill on those of the chapters whose code, parameters, imports, data "
-        "or results changed, side by side. The pages are drawn by `jupyter-book build`.",
+    verb(
+        "status",
+        _status,
+        "list each chapter with its state and why",
+        "Lists each chapter with its state, and why: current, stale, unexecuted, damaged, or text "
+        "if it has no code. The exit status is 1 if one has to be executed.",
     )
-    verb.add_argument(
+    execute_parser = verb(
+        "execute",
+        _execute,
+        "run chapters whose inputs changed",
+        "Runs papermill on those of the chapters whose code, parameters, imports, data or results "
+        "changed, side by side. The pages are drawn by `jupyter-book build`.",
+    )
+    execute_parser.add_argument(
         "chapter", nargs="*", metavar="CHAPTER", help="as chapters/order, or order (default: all)"
     )
-    verb.add_argument("--force", action="store_true", help="run them even if nothing changed")
-    verb.set_defaults(command=_execute)
-
-    verb = verbs.add_parser(
+    execute_parser.add_argument(
+        "--force", action="store_true", help="run them even if nothing changed"
+    )
+    verb(
         "check",
-        parents=[book],
-        help="look whether the built book is whole",
-        description="Says what is wrong with _build/html: pages or figures that are missing, cut "
-        "off, stale, built with another profile or showing an error; links that lead nowhere.",
+        _check,
+        "look whether the built book is whole",
+        "Says what is wrong with _build/html: pages or figures that are missing, cut off, stale, "
+        "built with another profile or showing an error; links that lead nowhere.",
     )
-    verb.set_defaults(command=_check)
-
-    verb = verbs.add_parser(
+    verb(
         "compare",
-        parents=[book],
-        help="hold the stored results against the reference values",
-        description=f"Compares the losses that the figures draw with {REFERENCE}: means "
-        "over runs, on the scale of their spread. Names each value that moved; computes nothing.",
+        _compare,
+        "hold the stored results against the reference values",
+        f"Compares the losses that the figures draw with {REFERENCE}: means over runs, on the "
+        "scale of their spread. Names each value that moved; computes nothing.",
     )
-    verb.set_defaults(command=_compare)
-
-    verb = verbs.add_parser(
+    verb(
         "accept",
-        parents=[book],
-        help="take the stored results as the reference values",
-        description=f"Writes {REFERENCE} and {VERDICTS} from the stored results, after saying what "
-        "moved. Computes nothing: chapters that are not executed are named.",
+        _accept,
+        "take the stored results as the reference values",
+        f"Writes {REFERENCE} and {VERDICTS} from the stored results, after saying what moved. "
+        "Computes nothing: chapters that are not executed are named.",
     )
-    verb.set_defaults(command=_accept)
 
-    verb = verbs.add_parser(
+    run_parser = verbs.add_parser(
         "run",
         help="run an experiment without a notebook",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.add_argument("experiment", metavar="EXPERIMENT", help="e.g. boston_housing")
-    verb.add_argument(
+    run_parser.add_argument("experiment", metavar="EXPERIMENT", help="e.g. boston_housing")
+    run_parser.add_argument(
         "settings",
         nargs=argparse.REMAINDER,
         metavar="...",
         help="--out FOLDER, --jobs N, --backend dask --scheduler ADDRESS, --SETTING VALUE",
     )
-    verb.set_defaults(command=lambda given: run(given.experiment, given.settings))
+    run_parser.set_defaults(command=lambda given: run(given.experiment, given.settings))
     return parser
 
 

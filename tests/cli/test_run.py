@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from parameter_ordering import experiments
-from parameter_ordering.book.cli import main
+from parameter_ordering.cli.main import main
 
 SETTINGS = {"runs": "3", "t0": "3", "iterations": "3", "grid": "3", "hidden": "2", "lr": "1e-2"}
 SMALL = [each for name, value in SETTINGS.items() for each in (f"--{name}", value)]

@@ -1,0 +1,1 @@
+"""The command ``parameter-ordering``: the book's chapters, their numbers, single experiments."""
