@@ -104,12 +104,6 @@ def test_features_are_standardized_by_the_training_part(load):
     assert sample.x_test.mean(0).abs().max() > 1e-3  # by the training part, not by its own
 
 
-def test_a_constant_feature_is_not_divided_by_zero():
-    x = torch.tensor([[3.0, 1.0], [3.0, 2.0], [5.0, 3.0]]).numpy()
-    standardized = data._standardized(x, train=[0, 1])
-    assert standardized.tolist() == [[0.0, -1.0], [0.0, 1.0], [2.0, 3.0]]
-
-
 def test_the_subset_of_mnist_has_each_digit_alike():
     sample = mnist()
     assert sample.x_train.shape == (4000, 784)

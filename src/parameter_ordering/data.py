@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 # A clone keeps its data beside src/, an installed package inside itself.
@@ -134,7 +135,8 @@ def boston_housing(data_seed: int = 0) -> Data:
     table = np.loadtxt(io.BytesIO(_read("boston_housing.csv")), delimiter=",", skiprows=1)
     x, y = table[:, :-1], table[:, -1]
     train, test = _split(len(y), data_seed)
-    return _data("Boston Housing", _standardized(x, train), y, train, test)
+    x = StandardScaler().fit(x[train]).transform(x)
+    return _data("Boston Housing", x, y, train, test)
 
 
 def mnist(
@@ -189,7 +191,8 @@ def breast_cancer(data_seed: int = 0) -> Data:
     """
     x, y = load_breast_cancer(return_X_y=True)
     train, test = _split(len(y), data_seed, classes=y)
-    return _data("Breast Cancer Wisconsin", _standardized(x, train), y.astype(float), train, test)
+    x = StandardScaler().fit(x[train]).transform(x)
+    return _data("Breast Cancer Wisconsin", x, y.astype(float), train, test)
 
 
 def digits(data_seed: int = 0) -> Data:
@@ -216,11 +219,6 @@ def _split(
     return train_test_split(
         np.arange(objects), test_size=test_size, stratify=classes, random_state=seed
     )
-
-
-def _standardized(x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    scale = x[train].std(axis=0)
-    return (x - x[train].mean(axis=0)) / np.where(scale > 0, scale, 1)
 
 
 def _data(name: str, x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> Data:
