@@ -1,23 +1,23 @@
 """Looks at what was built: every page and figure is there, whole and without an error."""
 
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup, SoupStrainer
 
 from parameter_ordering.book.chapters import Chapter, read
 from parameter_ordering.book.settings import PAPER, Settings
 
 _OF_SPHINX = {"genindex", "index", "py-modindex", "search"}
 _ERRORS = ("output traceback", "papermill-error-cell")
+_SMALL = "small runs that test the build"
+_LOOKED_AT = SoupStrainer(["a", "figure", "img", "link", "script"])
 
 
 def banner(profile: str) -> str:
     """What stands at the top of each page that does not show the paper's results."""
-    return (
-        f"Built with profile <b>{profile}</b>: small runs that test the build. "
-        "Nothing here is a result of the paper."
-    )
+    return f"Built with profile <b>{profile}</b>: {_SMALL}. Nothing here is a result of the paper."
 
 
 def problems(settings: Settings, html: Path) -> Iterator[str]:
@@ -46,17 +46,24 @@ def _page(settings: Settings, html: Path, name: str) -> Iterator[str]:
         if sign in text:
             yield f"{name}.html shows an error"
     small = settings.profile != PAPER
-    if ("small runs that test the build" in text) != small:
+    if (_SMALL in text) != small:
         yield f"{name}.html was built with {'the paper' if small else 'another'} profile"
-    page = _Page()
-    page.feed(text)
-    for link in page.links:
+    page = BeautifulSoup(text, "html.parser", parse_only=_LOOKED_AT)
+    for link in _local_links(page):
         if not (html / name).parent.joinpath(link).exists():
             yield f"{name}.html points to {link}, which is not there"
     if name in settings.notebooks:
+        drawn = {figure["id"] for figure in page.select("figure[id]:has(img, svg)")}
         for figure in figures(Chapter(settings, name)):
-            if figure not in page.figures:
+            if figure not in drawn:
                 yield f"{name}.html lacks the figure {figure}"
+
+
+def _local_links(page: BeautifulSoup) -> set[str]:
+    parts = [
+        urlsplit(tag.get("href") or tag.get("src", "")) for tag in page.select("[href], [src]")
+    ]
+    return {unquote(each.path) for each in parts if each.path and not (each.scheme or each.netloc)}
 
 
 def figures(chapter: Chapter) -> list[str]:
@@ -65,28 +72,3 @@ def figures(chapter: Chapter) -> list[str]:
         cell.metadata.get("mystnb", {}).get("figure", {}) for cell in read(chapter.path).cells
     )
     return [figure["name"] for figure in declared if "name" in figure]
-
-
-class _Page(HTMLParser):
-    """Collects local links, and the ids of figures that hold an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: set[str] = set()
-        self.figures: set[str] = set()
-        self._open: list[str | None] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "figure":
-            self._open.append(given.get("id"))
-        if tag in ("img", "svg") and self._open and self._open[-1]:
-            self.figures.add(self._open[-1])
-        for attribute in ("href", "src"):
-            parts = urlsplit(given.get(attribute) or "")
-            if parts.path and not parts.scheme and not parts.netloc:
-                self.links.add(unquote(parts.path))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "figure" and self._open:
-            self._open.pop()
