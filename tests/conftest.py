@@ -4,9 +4,15 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
+from zlib import crc32
+
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import HealthCheck, settings
+
+from parameter_ordering import study
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -29,3 +35,21 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The experiments, and methods, whose results the study asks for; these are made up."""
+    asked = []
+
+    def results(experiment, method="run"):
+        asked.append((experiment, method))
+        rng = np.random.default_rng(crc32(repr(experiment).encode()))
+        loss = rng.lognormal(size=(2, 2, 5, 3)).astype(np.float32)
+        coordinates = {"split": ["train", "test"], "order": ["covariance", "random"]}
+        coordinates |= {"run": range(5), "k": [0, 7, 301]}
+        return xr.Dataset({"loss": (("split", "order", "run", "k"), loss)}, coordinates)
+
+    monkeypatch.setattr(study, "results", results)
+    monkeypatch.setattr(study, "converged", lambda curve, window, tolerance: 12345)
+    return asked

@@ -1,6 +1,8 @@
-"""Which runs the claims of the paper are judged by, at the two values of t0 and on two levels."""
+"""The runs of the book: those that judge the claims, and those with other settings and orders."""
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -8,10 +10,11 @@ import xarray as xr
 from parameter_ordering import experiments
 from parameter_ordering.cost import StepCost
 from parameter_ordering.experiment import Experiment, converged
-from parameter_ordering.store.results import results
+from parameter_ordering.store.results import NotStored, only_stored, results
 
 PAIR = ("covariance", "random")
 NAMES = ("synthetic_1", "boston_housing", "synthetic_3", "mnist")
+EXPERIMENTS = (*NAMES, "synthetic_2")
 NARROW_AND_WIDE = {"boston_housing": (5, 80), "mnist": (3, 30)}
 COMPARED = (
     "random",
@@ -35,7 +38,7 @@ COMPARED = (
 # A data set for each run takes memory, so few of these are trained together.
 OWN_DATA = {"own_data": True, "shard": 5}
 # The sixth was not used in any development.
-CONFIRMED_ON = (*NAMES, "synthetic_2", "breast_cancer")
+CONFIRMED_ON = (*EXPERIMENTS, "breast_cancer")
 # One setting at a time is varied, those of FACTORS by a factor. The book's own value is among them.
 VARIED = {
     "t0": (0.25, 1, 4),
@@ -122,6 +125,51 @@ def untouched(name: str, **settings) -> Experiment:
 def compared(**settings) -> dict[str, xr.Dataset]:
     """All orders on all data sets."""
     return {name: results(untouched(name, **settings)) for name in CONFIRMED_ON}
+
+
+def stored(folder: Path) -> dict[str, xr.Dataset]:
+    """All results of the book with a loss against k, read from the store in ``folder``.
+
+    Raises:
+        NotStored: some are not there, or not by the sources of now; the chapters are named.
+    """
+    of_chapters = {f"experiments/{name}": partial(_experiment, name) for name in EXPERIMENTS}
+    of_chapters |= {"claims": _claims, "orders": _orders}
+    found, missing = {}, []
+    with only_stored(folder):
+        for chapter, cases in of_chapters.items():
+            try:
+                found |= cases()
+            except NotStored:
+                missing.append(f"chapters/{chapter}")
+    if missing:
+        raise NotStored(
+            "there are no results by the sources and settings of now for "
+            f"{', '.join(missing)}; run: parameter-ordering execute {' '.join(missing)}"
+        )
+    return found
+
+
+def _experiment(name: str) -> dict[str, xr.Dataset]:
+    experiment = getattr(experiments, name)()
+    return {
+        f"{name}, early": results(experiment),
+        f"{name}, rule": results(late(experiment)),
+        f"{name}, shared weights": results(shared(experiment)),
+    }
+
+
+def _claims() -> dict[str, xr.Dataset]:
+    cases = {}
+    for (name, t0), data in one_data_set().items():
+        for width in data.get("width", ()):
+            cases[f"{name} {int(width)}, {t0}"] = data.sel(width=width, drop=True)
+    fresh = new_data().items()
+    return cases | {f"{name}, {t0}, new data": data for (name, t0), data in fresh}
+
+
+def _orders() -> dict[str, xr.Dataset]:
+    return {f"{name}, all orders": data for name, data in compared().items()}
 
 
 def _side_by_side(nets, widths, variant) -> xr.Dataset:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from parameter_ordering import experiments
 from parameter_ordering.store.files import sha256
-from parameter_ordering.store.results import Store, key, results
+from parameter_ordering.store.results import NotStored, Store, key, only_stored, results
 
 
 def dataset():
@@ -146,6 +147,15 @@ def test_a_killed_computation_is_done_again(tmp_path):
     assert _run((tmp_path, True)) == [-signal.SIGKILL]
     assert _run((tmp_path, False)) == [0]
     assert (tmp_path / "computed").read_text() == "xx"
+
+
+def test_a_store_that_is_only_read(tmp_path):
+    small = experiments.boston_housing(runs=1, t0=1, iterations=1, grid=2, hidden=1)
+    with only_stored(tmp_path), pytest.raises(NotStored):
+        results(small)
+    kept = results(small, store=Store(tmp_path), progress=False, jobs=1)
+    with only_stored(tmp_path):
+        xr.testing.assert_identical(results(small), kept)
 
 
 def test_the_use_of_a_result_is_noted(store, tmp_path, monkeypatch):

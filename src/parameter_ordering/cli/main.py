@@ -77,15 +77,17 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from parameter_ordering.evidence import reference  # torch is slow to import
+    from parameter_ordering import study  # torch is slow to import
+    from parameter_ordering.evidence import reference
+    from parameter_ordering.store.results import NotStored
 
     settings = _settings(given)
     if settings.profile != PAPER:
         print(f"reference values are the paper's: profile {settings.profile} is not compared")
         return 0
     try:
-        cases = reference.stored(settings.results)
-    except reference.NotStored as error:
+        cases = study.stored(settings.results)
+    except NotStored as error:
         raise BookError(str(error)) from error
     found = reference.problems(settings.root / REFERENCE, cases)
     for problem in found:
@@ -96,15 +98,21 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _accept(given: argparse.Namespace) -> int:
-    from parameter_ordering.evidence import ledger, reference  # torch is slow to import
+    from parameter_ordering import study  # torch is slow to import
+    from parameter_ordering.evidence import ledger, reference
+    from parameter_ordering.evidence.claims import load_claims
+    from parameter_ordering.store.results import NotStored, only_stored
 
     settings = _settings(given)
     if settings.profile != PAPER:
         raise BookError(f"what profile {settings.profile} gives is no result to accept")
     try:
-        cases = reference.stored(settings.results)
-        rows = reference.verdicts(settings.results, settings.root / CLAIMS)
-    except (reference.NotStored, ValueError) as error:
+        cases = study.stored(settings.results)
+        claims = load_claims(settings.root / CLAIMS)
+        with only_stored(settings.results):
+            rows = ledger.judge(claims, study.one_data_set())
+            rows += ledger.judge(claims, study.new_data(), "new data")
+    except (NotStored, ValueError) as error:
         raise BookError(str(error)) from error
     for line in reference.problems(settings.root / REFERENCE, cases):
         print(line)

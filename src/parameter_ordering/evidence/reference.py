@@ -21,22 +21,16 @@ with other seeds move about one unit, so among thousands of values they do not p
 change that shifts the mean by more than 0.07 standard deviations of single runs.
 """
 
-from functools import partial
 from math import sqrt
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
 
-from parameter_ordering import experiments, study
-from parameter_ordering.evidence.claims import load_claims
-from parameter_ordering.evidence.ledger import Row, judge
 from parameter_ordering.store.files import replacing
-from parameter_ordering.store.results import NotStored, only_stored, results
 
 UNITS = 0.25
 FLOOR = 1e-5
-EXPERIMENTS = (*study.NAMES, "synthetic_2")
 WHERE = ["case", "order", "split", "k"]
 Cases = dict[str, xr.Dataset]
 
@@ -76,29 +70,6 @@ def moved(reference: pd.DataFrame, now: pd.DataFrame) -> list[str]:
     return lines
 
 
-def stored(folder: Path) -> Cases:
-    """All results of the book with a loss against k, read from the store in ``folder``.
-
-    Raises:
-        NotStored: some are not there, or not by the sources of now; the chapters are named.
-    """
-    of_chapters = {f"experiments/{name}": partial(_of, name) for name in EXPERIMENTS}
-    of_chapters |= {"claims": _of_claims, "orders": _of_orders}
-    found, missing = {}, []
-    with only_stored(folder):
-        for chapter, cases in of_chapters.items():
-            try:
-                found |= cases()
-            except NotStored:
-                missing.append(f"chapters/{chapter}")
-    if missing:
-        raise NotStored(
-            "there are no results by the sources and settings of now for "
-            f"{', '.join(missing)}; run: parameter-ordering execute {' '.join(missing)}"
-        )
-    return found
-
-
 def problems(reference: Path, cases: Cases) -> list[str]:
     """What the file of reference values says against these results, a line each."""
     if not reference.is_file():
@@ -110,35 +81,3 @@ def accept(reference: Path, cases: Cases) -> None:
     """Take these results as the reference."""
     with replacing(reference) as part:
         table(cases).to_csv(part, float_format="%.7g")
-
-
-def verdicts(folder: Path, claims: Path) -> list[Row]:
-    """All claims, judged by what the store in ``folder`` has."""
-    ledger = load_claims(claims)
-    with only_stored(folder):
-        return [
-            *judge(ledger, study.one_data_set()),
-            *judge(ledger, study.new_data(), "new data"),
-        ]
-
-
-def _of(name: str) -> Cases:
-    experiment = getattr(experiments, name)()
-    return {
-        f"{name}, early": results(experiment),
-        f"{name}, rule": results(study.late(experiment)),
-        f"{name}, shared weights": results(study.shared(experiment)),
-    }
-
-
-def _of_claims() -> Cases:
-    cases = {}
-    for (name, t0), data in study.one_data_set().items():
-        for width in data.get("width", ()):
-            cases[f"{name} {int(width)}, {t0}"] = data.sel(width=width, drop=True)
-    fresh = study.new_data().items()
-    return cases | {f"{name}, {t0}, new data": data for (name, t0), data in fresh}
-
-
-def _of_orders() -> Cases:
-    return {f"{name}, all orders": data for name, data in study.compared().items()}

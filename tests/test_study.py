@@ -1,0 +1,109 @@
+"""The runs of the book: the settings that each asks for, and where the store has them all.
+
+Results are made up, so that nothing is trained.
+"""
+
+import numpy as np
+import pytest
+
+from parameter_ordering import experiments, study
+from parameter_ordering.experiment import Experiment
+from parameter_ordering.orders import ORDERS
+from parameter_ordering.store.results import NotStored
+
+LEVELS = {"one data set": study.one_data_set, "new data": study.new_data, "all": study.compared}
+
+
+def trained(asked):
+    """The experiments among those asked for, but for their learning curves."""
+    return [each for each, how in asked if how == "run" and isinstance(each, Experiment)]
+
+
+def data_seeds(experiment):
+    return {experiment.data_seed + run * experiment.own_data for run in range(experiment.runs)}
+
+
+def test_t0_by_the_rule_is_read_off_the_learning_curve(asked, monkeypatch):
+    monkeypatch.setattr(study, "converged", lambda curve, *rule: {(7, 0.1): 99}[rule])
+    experiment = experiments.mnist(lr=0.1, window=7, tolerance=0.1)
+    assert study.late(experiment, study.PAIR) == experiment.replace(t0=99, orders=study.PAIR)
+    assert asked == [(experiment, "learning_curve")]
+
+
+def test_levels_share_no_seed(asked):
+    found = {}
+    for name, level in LEVELS.items():
+        del asked[:]
+        level()
+        found[name] = trained(asked)
+    own = {name: {each.seed for each in every} for name, every in found.items()}
+    assert sorted(map(sorted, own.values())) == [[0], [1], [2]]
+    data = [set().union(*map(data_seeds, every)) for every in found.values()]
+    assert len(set().union(*data)) == sum(map(len, data)) == 1 + 25 + 25
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_settings_reach_every_experiment(asked, level):
+    level(lr=0.5, runs=4)
+    assert {(each.lr, each.runs) for each in trained(asked)} == {(0.5, 4)}
+    assert {each.lr for each, how in asked if how == "learning_curve"} <= {0.5}
+
+
+def test_every_order_is_compared_and_the_oracle_where_it_is_one():
+    assert {*study.COMPARED, "oracle"} == set(ORDERS)
+    orders = {name: study.untouched(name).orders for name in study.CONFIRMED_ON}
+    assert orders.pop("synthetic_3") == (*study.COMPARED, "oracle")
+    assert set(orders.values()) == {study.COMPARED}
+
+
+def test_nets_of_two_widths_stand_side_by_side(asked):
+    cases = study.one_data_set()
+    nets = {(e.name, e.hidden, e.t0 == 12345): e for e in trained(asked) if e.orders == study.PAIR}
+    for name, widths in study.NARROW_AND_WIDE.items():
+        for t0 in ("early", "rule"):
+            data = cases[f"{name}_width", t0]
+            assert data.width.values.tolist() == list(widths)
+            np.testing.assert_allclose(data.k, [0, 0.5, 1])
+            for width in widths:
+                expected = study.results(nets[name, width, t0 == "rule"]).loss.values
+                assert np.array_equal(data.loss.sel(width=width), expected)
+
+
+@pytest.mark.parametrize("name", study.NAMES)
+def test_one_setting_at_a_time_is_varied(name):
+    own = getattr(experiments, name)()
+    varied = {}
+    for each, setting, value, experiment in study.varied():
+        if each == name:
+            varied.setdefault(setting, {})[value] = experiment
+    assert list(varied) == [setting for setting in study.VARIED if hasattr(own, setting)]
+    (common,) = set.intersection(*(set(values.values()) for values in varied.values()))
+    for setting, values in varied.items():
+        assert len(values) == len(study.VARIED[setting])
+        assert getattr(own, setting) in values
+        for value, experiment in values.items():
+            assert experiment == common.replace(**{setting: value})
+
+
+def test_nothing_is_computed_and_the_chapters_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "run", None)
+    monkeypatch.setattr(Experiment, "learning_curve", None)
+    with pytest.raises(NotStored) as raised:
+        study.stored(tmp_path)
+    chapters = [f"chapters/experiments/{name}" for name in study.EXPERIMENTS]
+    command = " ".join(["execute", *chapters, "chapters/claims", "chapters/orders"])
+    assert str(raised.value).endswith(command)
+
+
+def test_all_cases_of_the_book_are_there(asked, tmp_path):
+    cases = study.stored(tmp_path)
+    names = study.EXPERIMENTS
+    expected = {f"{n}, {t}" for n in names for t in ("early", "rule", "shared weights")}
+    expected |= {f"{n}, {t}, new data" for n in study.NAMES for t in ("early", "rule")}
+    expected |= {f"{name}, all orders" for name in study.CONFIRMED_ON}
+    widths = {(n, w) for n, both in study.NARROW_AND_WIDE.items() for w in both}
+    expected |= {f"{name}_width {w}, {t}" for name, w in widths for t in ("early", "rule")}
+    assert set(cases) == expected
+    assert {data.loss.dims for data in cases.values()} == {("split", "order", "run", "k")}
+    values = {data.loss.values.tobytes() for data in cases.values()}
+    assert len(values) == len(cases), "a case stands for two"
