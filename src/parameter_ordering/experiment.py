@@ -3,7 +3,7 @@
 import json
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import ClassVar
@@ -20,7 +20,7 @@ from parameter_ordering.ensemble import summed
 from parameter_ordering.orders import ORDERS
 from parameter_ordering.parallel import side_by_side
 from parameter_ordering.protocol import Tick, kappa_of
-from parameter_ordering.shard import Shard, data_sets, one_thread
+from parameter_ordering.shard import FinishedShards, Shard, data_sets, one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Experiment(ABC):
         jobs: int = -1,
         backend: str = "loky",
         scheduler: str | None = None,
-        shards: MutableMapping[range, xr.Dataset] | None = None,
+        shards: FinishedShards | None = None,
     ) -> xr.Dataset:
         """Train, order, freeze and train on; every run, order and k.
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -147,6 +147,14 @@ class Shard:
             **_layout(experiment.build()),
         }
         return xr.Dataset(variables, coordinates)
+
+
+class FinishedShards(Protocol):
+    """Where finished shards are kept, by their runs: a dict, or what keeps them for longer."""
+
+    def get(self, runs: range, /) -> xr.Dataset | None: ...
+
+    def __setitem__(self, runs: range, dataset: xr.Dataset, /) -> None: ...
 
 
 def data_sets(experiment: Any, runs: Sequence[int]) -> list[Data]:

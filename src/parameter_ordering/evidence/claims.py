@@ -90,7 +90,7 @@ class Claim:
         t0: "early", "rule", or both.
         levels: "one data set", as in the paper, where only runs differ; "new data", where data and
             split are drawn anew for each run.
-        metric: a key of :data:`parameter_ordering.evidence.ledger.METRICS`.
+        metric: a key of :data:`parameter_ordering.evidence.metrics.METRICS`.
         direction: "less" or "greater" than the threshold, or "within" two of them.
         threshold: one number, or two.
         why: this threshold.

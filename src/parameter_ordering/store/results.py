@@ -152,8 +152,8 @@ def results(
 class _Shards:
     """The shards of an experiment by their runs: their key leaves out how many runs there are.
 
-    As much of a dict as :meth:`parameter_ordering.experiment.Experiment.run` needs. A build takes
-    no note of them: what a chapter uses is the whole.
+    They are a :class:`parameter_ordering.shard.FinishedShards`. A build takes no note of them: what
+    a chapter uses is the whole.
     """
 
     def __init__(self, store: Store, name: str, inputs: Mapping[str, Any], code: str) -> None:
