@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.optim import LBFGS, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from parameter_ordering.frozen_part import (
-    FreeCoordinates,
-    FrozenBits,
-    FrozenPart,
-    InfiniteMoment,
-)
-from parameter_ordering.masks import (
+from parameter_ordering.frozen.masks import (
     check_checkpoint,
     copy_masks,
     drop_masks,
     has_masks,
     masked_parameters,
     set_masks,
+)
+from parameter_ordering.frozen.parts import (
+    FreeCoordinates,
+    FrozenBits,
+    FrozenPart,
+    InfiniteMoment,
 )
 
 __all__ = ["freeze", "unfreeze"]
