@@ -95,7 +95,7 @@ def test_spread_ratio_by_loops():
 
 @simulations
 @pytest.mark.parametrize("heavy", [False, True])
-def test_false_positives_of_a_spread_ratio(n, heavy):
+def test_false_positives_of_a_spread_ratio(n, heavy, plausible):
     """The 95 % interval misses a true ratio in about 5 % of the cases, for heavy tails too."""
     rng = np.random.default_rng(2)
     missed = 0
@@ -103,7 +103,7 @@ def test_false_positives_of_a_spread_ratio(n, heavy):
         a, b = (spread_over_runs(rng, scale, heavy) for scale in (0.5, 1.0))
         low, high = spread_ratio(a, b).interval()
         missed += not low <= 0.25 <= high
-    assert stats.binom.ppf(0.0001, n, 0.03) <= missed <= stats.binom.ppf(0.9999, n, 0.075)
+    assert plausible(missed, n, 0.03, 0.075)
 
 
 def test_a_spread_a_quarter_as_large_is_told_from_an_equal_one():
@@ -147,7 +147,7 @@ def test_everything_is_freezable_where_the_loss_does_not_grow():
 
 
 @simulations
-def test_false_positives_of_freezable(n):
+def test_false_positives_of_freezable(n, plausible):
     rng = np.random.default_rng(5)
     mean = 1 + 0.5 * K / 100
     missed = 0
@@ -155,7 +155,7 @@ def test_false_positives_of_freezable(n):
         noise = 0.05 * rng.normal(size=(RUNS, 1)) * K / 100
         low, high = freezable(curves(mean + noise), 0.2).interval()
         missed += not low <= 0.4 <= high
-    assert stats.binom.ppf(0.0001, n, 0.04) <= missed <= stats.binom.ppf(0.9999, n, 0.06)
+    assert plausible(missed, n, 0.04, 0.06)
 
 
 def test_freezable_against_another_order_is_paired():
