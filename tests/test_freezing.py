@@ -205,6 +205,116 @@ def test_a_gradient_of_another_type_is_masked():
     assert torch.equal(w == 1, mask)
 
 
+class PassedOn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        return a + b
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.detach(), g
+
+
+# Autograd gives a and b one gradient in memory, or parts of one.
+SHARING = {
+    "view": lambda a, b: a.view(2, 3) + b.view(2, 3),
+    "unsqueeze": lambda a, b: a[None] + b[None],
+    "t": lambda a, b: a.t() + b.t(),
+    "unflatten": lambda a, b: a.unflatten(0, (2, 3)) + b.unflatten(0, (2, 3)),
+    "stack": lambda a, b: torch.stack([a, b]).sum(0),
+    "cat": lambda a, b: torch.cat([a, b])[2:8],
+    "detach": PassedOn.apply,
+    "none": lambda a, b: a + b,
+}
+KINDS = {
+    "SGD": partial(optim.SGD, momentum=0.9, weight_decay=0.1),
+    "Adam": optim.Adam,
+    "MaskedAdam": MaskedAdam,
+    "compact": partial(MaskedAdam, compact=True),
+    "finite": partial(MaskedAdam, finite_gradients=True),
+}
+
+
+@given(
+    st.sampled_from(sorted(SHARING)),
+    st.sampled_from(sorted(KINDS)),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_gradients_that_share_memory_are_masked_apart(name, kind, in_backward, swapped, both):
+    x, *values = torch.randn(3, 6, dtype=torch.float64)
+    expression, build = SHARING[name], KINDS[kind]
+    masks = [torch.arange(6) < 4, (torch.arange(6) > 2) & both]
+    params, others = ([nn.Parameter(v.clone()) for v in values] for _ in range(2))
+    optimizer, other = build(params, lr=0.1), build(others, lr=0.1)
+    freeze(optimizer, dict(zip(params, masks, strict=True)), in_backward=in_backward)
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses = [
+            (expression(*(pair[::-1] if swapped else pair)).reshape(-1) * x).square().sum()
+            for pair in (params, others)
+        ]
+        losses[0].backward()
+        optimizer.step()
+        slowly(others, other, [torch.autograd.grad(losses[1], others)], masks)
+    torch.testing.assert_close(params, others, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "gradient", [torch.ones(1).expand(4, 3), torch.ones(6).unfold(0, 3, 1), torch.ones(4, 1)]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expanded_gradient_is_masked(gradient, kind):
+    w = nn.Parameter(torch.ones(4, 3))
+    mask = torch.arange(12).view(4, 3) % 5 < 2
+    optimizer = KINDS[kind]([w], lr=0.1)
+    freeze(optimizer, {w: mask})
+    w.grad = gradient.expand(4, 3)
+    optimizer.step()
+    assert torch.equal(w == 1, mask)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_gradient_of_its_own_is_masked_in_place(kind):
+    w = nn.Parameter(torch.ones(4))
+    optimizer = kind([w], lr=0.1)
+    freeze(optimizer, {w: torch.arange(4) < 2})
+    addresses = set()
+    w.register_hook(lambda g: addresses.add(g.data_ptr()))
+    (2 * w).sum().backward()
+    addresses.add(w.grad.data_ptr())
+    optimizer.step()
+    assert addresses == {w.grad.data_ptr()}
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("views", [False, True])
+def test_distributed_data_parallel_trains_the_free_alone(tmp_path, views, in_backward):
+    model, optimizer = linear(lr=0.1, momentum=0.9)
+    other_model, other = linear(lr=0.1, momentum=0.9)
+    masks = [HALF["weight"], torch.zeros(2).bool()]
+    freeze(optimizer, HALF, in_backward=in_backward)
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=views)
+        for x in torch.randn(4, 5, 3).double():
+            optimizer.zero_grad(set_to_none=False)
+            parallel(x).square().sum().backward()
+            optimizer.step()
+            loss = other_model(x).square().sum()
+            slowly(
+                list(other_model.parameters()),
+                other,
+                [torch.autograd.grad(loss, other_model.parameters())],
+                masks,
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert same_bits(model.parameters(), other_model.parameters())
+
+
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, partial(MaskedAdam, compact=True)])
 def test_any_memory_layout_freezes(kind):
     values = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)

@@ -32,7 +32,7 @@ class FrozenPart:
                 f"the gradient of {self._name} is sparse, and a freeze needs it dense: "
                 "build its layer with sparse=False"
             )
-        if p.grad.requires_grad:
+        if p.grad.requires_grad or _is_shared(p.grad):
             p.grad = p.grad.masked_fill(self._mask, 0)
         else:
             self._zero_(p.grad)
@@ -181,3 +181,16 @@ class FreeCoordinates(FrozenPart):
     def _zero_(self, x: Tensor) -> None:
         free = self._gather(x)
         self._put_back_(x.detach().zero_(), free)
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether to write to ``x`` could change another tensor, or one number of ``x`` with another.
+
+    Where autograd only passes a gradient on, as in ``a.view(2, 3) + b.view(2, 3)``, a and b get the
+    same memory. Only the count of its owners tells: by itself a tensor is one, the Python object of
+    its storage another.
+    """
+    if torch.compiler.is_compiling():  # which sees no memory, and copies nothing that it need not
+        return True
+    storage = x.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) > 2 or storage.nbytes() < x.nbytes
