@@ -547,6 +547,35 @@ def test_a_compiled_step_freezes(kind, in_backward):
     torch.testing.assert_close(w, other)
 
 
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [
+        ({}, False),
+        ({"differentiable": True}, False),
+        ({"foreach": False}, True),
+        ({"lr": torch.tensor(0.1), "foreach": False}, True),
+        pytest.param({"capturable": True, "foreach": False}, False, marks=needs_cuda),
+        pytest.param({"capturable": True, "foreach": True}, False, marks=needs_cuda),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [optim.Adam, optim.AdamW, MaskedAdam, partial(MaskedAdam, finite_gradients=True)]
+)
+def test_a_learning_rate_may_start_at_zero(kind, options, compiled):
+    """Some ways of torch's Adam divide by it: 0 / 0 for moments of zero."""
+    w = torch.ones(5, device="cuda" if options.get("capturable") else "cpu")
+    mask = torch.arange(5, device=w.device) < 3
+    optimizer = kind([w], **{"lr": 0.1, "weight_decay": 0.0} | options)
+    warm_up = optim.lr_scheduler.LambdaLR(optimizer, lambda t: t / 3)
+    freeze(optimizer, {w: mask}, in_backward=False)
+    step = torch.compile(lambda: optimizer.step(), backend="eager") if compiled else optimizer.step
+    for t in range(3):
+        w.grad = torch.ones_like(w)
+        step()
+        warm_up.step()
+        assert torch.equal(w == 1, mask | (t == 0))
+
+
 @needs_cuda
 @pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW, optim.NAdam, optim.RMSprop])
 def test_a_captured_step_freezes(kind):

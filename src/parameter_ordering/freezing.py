@@ -41,7 +41,7 @@ _REFUSED = {
     LBFGS: "its line search judges the loss at values that a freeze would then take back",
     SparseAdam: "it takes sparse gradients, and what is frozen needs a dense one",
 }
-_STILL = {Adam, AdamW}  # these move nothing where gradient, moments and decay are zero
+_STILL = {Adam, AdamW}  # these move nothing where _stands_still, gradient and moments are zero
 
 
 def freeze(
@@ -183,7 +183,7 @@ class _Freezing:
         # A later hook of somebody else could write to the gradient once more.
         alone = len(optimizer._optimizer_step_pre_hooks) == 1
         for group in optimizer.param_groups:
-            still = alone and type(optimizer) in _STILL and group["weight_decay"] == 0
+            still = alone and type(optimizer) in _STILL and _stands_still(group)
             for p in group["params"]:
                 if p in self.parts:
                     # An eps that vanishes in the parameter's type makes 0 / 0 of zero moments.
@@ -210,6 +210,13 @@ class _Freezing:
             # Weight decay goes into Adam's moments of what is frozen, unless autograd needs these.
             if part.after_step(p) and isinstance(optimizer, Adam) and p.grad_fn is None:
                 part.forget(p, optimizer.state.get(p, {}))
+
+
+def _stands_still(group: dict) -> bool:
+    """Whether Adam has no decay and divides by no learning rate that could be zero."""
+    divides = group["capturable"] or group["differentiable"] or torch.compiler.is_compiling()
+    lr = group["lr"]
+    return group["weight_decay"] == 0 and not (divides and (isinstance(lr, Tensor) or lr == 0))
 
 
 def _part(group: dict, p: Tensor, mask: Tensor, name: str, in_backward: bool) -> FrozenPart:

@@ -60,6 +60,7 @@ class FrozenPart:
 
     def forget(self, p: Tensor, state: dict) -> None:
         """Zero the moments of Adam where the parameter is frozen."""
+        self._still = True
         for name in _MOMENTS:
             if name in state:
                 self._zero_(state[name])
