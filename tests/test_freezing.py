@@ -412,6 +412,32 @@ def test_a_closure_may_make_the_gradient(kind, by_hand):
     assert same_bits(model.parameters(), other_model.parameters())
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, partial(MaskedAdam, compact=True)])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_step_may_take_arguments_of_its_own(kind, by_name):
+    class Scaled(getattr(kind, "func", kind)):
+        def step(self, closure=None, *, scale=1.0):
+            self.scale = scale
+            return super().step(closure)
+
+    w = nn.Parameter(torch.ones(4))
+    mask = torch.arange(4) < 2
+    optimizer = Scaled([w], lr=0.1, **getattr(kind, "keywords", {}))
+    freeze(optimizer, {w: mask})
+
+    def closure():
+        w.grad = torch.ones(4)
+        return 3.0
+
+    assert optimizer.step(scale=2.0) is None
+    assert optimizer.scale == 2.0
+    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure, scale=4.0)
+    assert loss == 3.0
+    assert optimizer.scale == (1.0 if by_name else 4.0)
+    assert torch.equal(w.grad == 0, mask)
+    assert torch.equal(w == 1, mask)
+
+
 @pytest.mark.parametrize("kind", [optim.Adam, optim.SGD])
 def test_a_later_hook_may_change_the_gradient(kind):
     model, optimizer = linear(kind, lr=0.1)

@@ -12,8 +12,9 @@ put back.
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,21 +190,23 @@ class _Freezing:
                     # An eps that vanishes in the parameter's type makes 0 / 0 of zero moments.
                     nonzero_eps = still and group["eps"] >= torch.finfo(p.dtype).tiny
                     self.parts[p].before_step(p, still=nonzero_eps)
-        return self._mask_after_closure(*args, **kwargs)
+        if callable(kwargs.get("closure")):
+            return args, kwargs | {"closure": self._masked(kwargs["closure"])}
+        if callable(args[1] if len(args) > 1 else None):
+            return (optimizer, self._masked(args[1]), *args[2:]), kwargs
+        return None
 
-    def _mask_after_closure(self, optimizer: Optimizer, closure=None, *args) -> tuple | None:
-        """The arguments of a step whose closure makes the gradient."""
-        if closure is None:
-            return None
+    def _masked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, followed by a mask of the gradient that it made."""
 
-        def masked_closure() -> Tensor:
+        def masked_closure() -> Any:
             loss = closure()
             for p, part in self.parts.items():
                 if p.grad is not None:
                     part.mask_gradient(p)
             return loss
 
-        return (optimizer, masked_closure, *args), {}
+        return masked_closure
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for p, part in self.parts.items():
