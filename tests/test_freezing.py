@@ -438,6 +438,42 @@ def test_a_step_may_take_arguments_of_its_own(kind, by_name):
     assert torch.equal(w == 1, mask)
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_step_may_do_more_than_that_of_its_class(kind):
+    """Its own step and the one that it calls are both hooked, once a plain one has been built."""
+
+    class Decaying(kind):
+        fail = False
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for decay in (0.9, 0.8):
+                [p] = self.param_groups[0]["params"]
+                p.mul_(decay)
+                super().step(closure)
+                if self.fail:
+                    raise FloatingPointError
+                p.mul_(decay)
+
+    kind([nn.Parameter(torch.ones(1))])
+    w = nn.Parameter(torch.ones(4))
+    mask = torch.arange(4) < 2
+    optimizer = Decaying([w], lr=0.1)
+    freeze(optimizer, {w: mask})
+    w.grad = torch.ones(4)
+    for value in (1.0, 2.0):
+        optimizer.fail = True
+        for _ in range(6):
+            with pytest.raises(FloatingPointError):
+                optimizer.step()
+        optimizer.fail = False
+        with torch.no_grad():
+            w.fill_(value)  # What is frozen may be set by hand, also after steps that failed.
+        for _ in range(3):
+            optimizer.step()
+            assert torch.equal(w == value, mask)
+
+
 @pytest.mark.parametrize("kind", [optim.Adam, optim.SGD])
 def test_a_later_hook_may_change_the_gradient(kind):
     model, optimizer = linear(kind, lr=0.1)

@@ -3,6 +3,8 @@
 The ways do the same; they differ in what they cost and in what they are right for.
 """
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ class FrozenPart:
     def __init__(self, p: Tensor, mask: Tensor, name: str):
         self._mask = mask
         self._name = name
-        self._saved: Tensor | None = None
+        # One for each step that has begun, as steps nest; one that raised never ends.
+        self._saved: deque[Tensor | None] = deque(maxlen=4)
         self._still = True
 
     def mask_gradient(self, p: Tensor) -> None:
@@ -48,14 +51,14 @@ class FrozenPart:
         if p.grad is not None:
             self.mask_gradient(p)
         self._still &= still  # moments that are not zero any more could move them later
-        self._saved = None if self._still else self._save(p)
+        self._saved.append(None if self._still else self._save(p))
 
     def after_step(self, p: Tensor) -> bool:
         """Put back what the step did to the frozen values; whether there was anything to do."""
-        if self._saved is None:
+        saved = self._saved.pop() if self._saved else None
+        if saved is None:
             return False
-        self._put_back_(p, self._saved)
-        self._saved = None
+        self._put_back_(p, saved)
         return True
 
     def forget(self, p: Tensor, state: dict) -> None:
@@ -122,7 +125,7 @@ class InfiniteMoment(FrozenPart):
         return not ((p == 0) & p.signbit() & mask).any()
 
     def before_step(self, p: Tensor, still: bool) -> None:
-        self._saved = None if still else self._save(p)
+        self._saved.append(None if still else self._save(p))
 
     def forget(self, p: Tensor, state: dict) -> None:
         """Zero the first moment and take infinity for the second, where the parameter is frozen."""
@@ -150,12 +153,13 @@ class FreeCoordinates(FrozenPart):
 
     def stand_in(self, p: Tensor) -> Tensor:
         """The free values of ``p``, flat, with their gradient; for the step in its place."""
-        self._saved = self._gather(p)
-        self._saved.grad = self._gather(p.grad)
-        return self._saved
+        stand_in = self._gather(p)
+        stand_in.grad = self._gather(p.grad)
+        self._saved.append(stand_in)
+        return stand_in
 
     def before_step(self, p: Tensor, still: bool) -> None:
-        self._saved = None
+        self._saved.clear()
 
     def forget(self, p: Tensor, state: dict) -> None:
         """Keep the moments of the free coordinates alone."""
