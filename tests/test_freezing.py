@@ -384,6 +384,26 @@ def test_gradients_can_be_masked_by_the_step_alone():
     assert torch.equal(model.weight != before, ~HALF["weight"])
 
 
+@pytest.mark.parametrize("frozen_first", [False, True])
+def test_a_step_in_the_backward_pass_freezes(frozen_first):
+    model, optimizer = linear(lr=0.1, momentum=0.9)
+    before = model.weight.detach().clone()
+
+    def step(p):
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if frozen_first:
+        freeze(optimizer, HALF)
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    if not frozen_first:
+        freeze(optimizer, HALF)
+    for _ in range(3):
+        model(torch.ones(1, 3).double()).sum().backward()
+    assert torch.equal(model.weight != before, ~HALF["weight"])
+
+
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, MaskedAdam])
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_closure_may_make_the_gradient(kind, by_hand):

@@ -202,8 +202,7 @@ class _Freezing:
         def masked_closure() -> Any:
             loss = closure()
             for p, part in self.parts.items():
-                if p.grad is not None:
-                    part.mask_gradient(p)
+                part.mask_gradient(p)
             return loss
 
         return masked_closure

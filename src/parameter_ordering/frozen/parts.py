@@ -29,7 +29,9 @@ class FrozenPart:
         self._still = True
 
     def mask_gradient(self, p: Tensor) -> None:
-        """Make the gradient zero where the parameter is frozen, also where it is inf or NaN."""
+        """Make the gradient, if any, zero where the parameter is frozen, also at inf and NaN."""
+        if p.grad is None:
+            return
         if p.grad.layout != torch.strided:
             raise RuntimeError(
                 f"the gradient of {self._name} is sparse, and a freeze needs it dense: "
@@ -48,8 +50,7 @@ class FrozenPart:
             still: a step with zero gradient and zero moments moves nothing, and leaves the moments
                 zero.
         """
-        if p.grad is not None:
-            self.mask_gradient(p)
+        self.mask_gradient(p)
         self._still &= still  # moments that are not zero any more could move them later
         self._saved.append(None if self._still else self._save(p))
 
