@@ -9,11 +9,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parameter_ordering.freezing import freeze
 from parameter_ordering.granularity import by_tensors
 from parameter_ordering.order import rank
-from parameter_ordering.suggest import suggest_k
+from parameter_ordering.suggest import _mean_and_bounds, suggest_k
 
 CURVATURE = torch.tensor([1.0, 2.0, 0.5, 4.0, 1.0], dtype=torch.float64)
 ERROR = torch.tensor([0.1, -0.3, 0.05, 0.2, 1.0], dtype=torch.float64)
@@ -131,6 +132,31 @@ def test_the_upper_bound_decides_not_the_mean():
     assert upper > 1.1 * growth
     assert k_tolerating((growth + upper) / 2) == 0
     assert k_tolerating(upper) == 5
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that an operation gave."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("objects", [100, 30_000])
+def test_the_bootstrap_of_one_trial_is_that_of_a_mean(objects):
+    """Whatever the number of objects, in little memory; against the normal distribution."""
+    growth = torch.randn(1, 2, objects, dtype=torch.float64)
+    with Largest() as largest:
+        mean, lower, upper = _mean_and_bounds(growth, 0.95)
+    torch.testing.assert_close(mean, growth.mean((0, 2)))
+    error = 1.645 * growth.std(-1, correction=0)[0] / objects**0.5
+    torch.testing.assert_close(mean - lower, error, rtol=0.1, atol=0.0)
+    torch.testing.assert_close(upper - mean, error, rtol=0.1, atol=0.0)
+    assert largest.numel <= 2**20
 
 
 def network():

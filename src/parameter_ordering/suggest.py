@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Multinomial
 from torch.optim import Optimizer
 
 from parameter_ordering.freezing import freeze
@@ -17,6 +16,7 @@ from parameter_ordering.skipping import skip_gradients
 __all__ = ["Suggestion", "suggest_k"]
 
 _RESAMPLES = 2000
+_AT_ONCE = 2**20  # how many resampled objects are in memory
 
 
 class Suggestion(NamedTuple):
@@ -163,13 +163,20 @@ def _train(
 def _mean_and_bounds(growth: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
     """Means and bounds, each (K,), of growths (T, K, n) in T trials and n objects."""
     trials, _, objects = growth.shape
-    mean = growth.mean((0, 2))
-    resampled_trials = Multinomial(trials, torch.ones(trials)).sample((_RESAMPLES,)).double()
-    resampled_objects = Multinomial(objects, torch.ones(objects)).sample((_RESAMPLES,)).double()
-    means = torch.einsum("tkb,bt->kb", growth @ resampled_objects.T, resampled_trials)
-    bounds = torch.tensor([1 - confidence, confidence], dtype=means.dtype)
-    lower, upper = torch.quantile(means / (trials * objects), bounds, dim=-1)
-    return mean, lower, upper
+    sums = []
+    for part in torch.arange(_RESAMPLES).split(max(1, _AT_ONCE // objects)):
+        resampled_trials = _resample(growth, len(part), trials)
+        resampled_objects = _resample(growth, len(part), objects)
+        sums.append(torch.einsum("tkb,bt->kb", growth @ resampled_objects.T, resampled_trials))
+    means = torch.cat(sums, dim=-1) / (trials * objects)
+    lower, upper = torch.quantile(means, growth.new_tensor([1 - confidence, confidence]), dim=-1)
+    return growth.mean((0, 2)), lower, upper
+
+
+def _resample(like: Tensor, number: int, n: int) -> Tensor:
+    """How often each of n is among n that are drawn with replacement; (number, n), as ``like``."""
+    drawn = torch.randint(n, (number, n), device=like.device)
+    return like.new_zeros(number, n).scatter_add_(1, drawn, like.new_ones(()).expand_as(drawn))
 
 
 def _random_numbers_apart(model: nn.Module):
