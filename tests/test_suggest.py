@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parameter_ordering.freezing import freeze
 from parameter_ordering.granularity import by_tensors
 from parameter_ordering.order import rank
+from parameter_ordering.schedule import FreezeSchedule
 from parameter_ordering.suggest import _mean_and_bounds, suggest_k
 
 CURVATURE = torch.tensor([1.0, 2.0, 0.5, 4.0, 1.0], dtype=torch.float64)
@@ -244,6 +245,20 @@ def test_a_trial_with_nothing_frozen_is_the_training_itself():
         for batch in stretch:
             classify(other, other_optimizer, batch)
         assert same(seen[2 * trial], other.state_dict())
+
+
+@pytest.mark.parametrize("k", [1, 4, 6])
+def test_nothing_is_frozen_in_the_trial_at_zero(k):
+    """Whatever a schedule has frozen in the original, skipped gradients included."""
+    model, optimizer = network()
+    ranks = rank(by_tensors({name: p.detach().abs() for name, p in model.named_parameters()}))
+    arguments = {"step": classify, "ranks": ranks, "steps": 2, "tolerance": 1e9}
+    expected = suggest(model, optimizer, validation_losses, labelled(6), **arguments)
+    FreezeSchedule(optimizer, lambda: ranks, lambda t: k).step()
+    needs_gradient = [p.requires_grad for p in model.parameters()]
+    found = suggest(model, optimizer, validation_losses, labelled(6), **arguments)
+    assert same(tuple(found), tuple(expected))
+    assert [p.requires_grad for p in model.parameters()] == needs_gradient
 
 
 def test_tensors_are_a_granularity_too():

@@ -73,7 +73,8 @@ def suggest_k(
     Args:
         model, optimizer: the state to start from. They are copied, never changed; nor are the
             global random numbers of torch. Hooks on the optimizer are not copied.
-        ranks: the order, of parameters, units or tensors; k counts the same.
+        ranks: the order, of parameters, units or tensors; k counts the same. What it names trains
+            in the copies, frozen or not in the original.
         step: ``step(model, optimizer, batch)`` does one iteration of training.
         losses: ``losses(model)`` gives the losses of n >= 2 validation objects, shape (n,). It
             is called in evaluation mode, without gradients.
@@ -149,6 +150,8 @@ def _train(
     model, optimizer = copy.deepcopy((model, optimizer))
     parameters = dict(model.named_parameters())
     mask = to_parameters(mask, parameters)
+    for name in mask:  # a schedule may have switched it off
+        parameters[name].requires_grad_()
     freeze(optimizer, {parameters[name]: m for name, m in mask.items()})
     with skip_gradients(parameters.items(), mask):
         for batch in batches:
