@@ -1,6 +1,9 @@
 """The schedule: what it freezes and when, and that a resumed run is the uninterrupted one."""
 
+import copy
 import io
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -140,6 +143,35 @@ def test_resumed_equals_uninterrupted(interrupted_after, optimizer_first, by):
     for p, q in zip(model.parameters(), straight[0].parameters(), strict=True):
         for key, value in straight[1].state[q].items():
             assert torch.equal(optimizer.state[p][key], value), key
+
+
+def by_size(model):
+    return rank(by_tensors(scores_of(model)))
+
+
+def through_pickle(parts):
+    return pickle.loads(pickle.dumps(parts))
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("after", [0, 2, 3])
+def test_a_copy_acts_on_the_model_that_was_copied_with_it(through, after):
+    model = perceptron()
+    optimizer = adamw(model)
+    ranks = partial(by_size, model)
+    original = model, optimizer, FreezeSchedule(optimizer, ranks, ramp(3, t0=2, t1=4))
+    list(iterate(*original, batches(6)[:after]))
+    copied = through(original)
+    before = [p.requires_grad for p in model.parameters()]
+    copied[2].unfreeze()
+    assert all(p.requires_grad for p in copied[0].parameters())
+    assert [p.requires_grad for p in model.parameters()] == before
+    copied = through(original)
+    list(iterate(*copied, batches(6)[after:]))
+    assert [p.requires_grad for p in model.parameters()] == before
+    list(iterate(*original, batches(6)[after:]))
+    assert torch.equal(flat(model.parameters()), flat(copied[0].parameters()))
+    assert sum(not p.requires_grad for p in copied[0].parameters()) == 3
 
 
 @pytest.mark.parametrize("samples", ["first", "all"])

@@ -1,7 +1,7 @@
 """When to freeze: at t0 as in the paper, or step by step along k(t)."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,9 @@ class FreezeSchedule:
     the learning rate. The order is taken when it is first needed and then stays, so that what is
     frozen remains frozen while k(t) grows; where k(t) falls, the last of the order train again.
     Tensors frozen as a whole get no gradient (:func:`skip_gradients`).
+
+    Copied or pickled together with model and optimizer it acts on their copies. A lambda for
+    ``order`` or ``k`` is not copied, though, and cannot be pickled.
 
     Args:
         optimizer: built from ``named_parameters()``. The schedule sets its mask: freeze nothing
@@ -70,7 +73,7 @@ class FreezeSchedule:
         if not self._parameters:
             raise ValueError("the optimizer knows no names: build it from model.named_parameters()")
         self._optimizer, self._order, self._k = optimizer, order, k
-        self._skipped = ExitStack()
+        self._skipped: list[Tensor] = []
         self.t, self.k, self.ranks = 0, 0, None
 
     def step(self) -> None:
@@ -81,7 +84,7 @@ class FreezeSchedule:
 
     def unfreeze(self) -> None:
         """Let everything train again, with its gradient."""
-        self._skipped.close()
+        self._stop_skipping()
         unfreeze(self._optimizer)
         self.k = 0
 
@@ -103,10 +106,16 @@ class FreezeSchedule:
             raise ValueError(f"k({self.t}) is {k}; it must be in [0, {last}], as the ranks are")
         mask = to_parameters({name: r <= k for name, r in ranks.items()}, self._parameters)
         # With its gradient on, so that the freeze can mask the gradient where it comes to be.
-        self._skipped.close()
+        self._stop_skipping()
         freeze(self._optimizer, mask)
-        self._skipped = skip_gradients(self._parameters.items(), mask)
+        trainable = [p for p in self._parameters.values() if p.requires_grad]
+        skip_gradients(self._parameters.items(), mask)
+        self._skipped = [p for p in trainable if not p.requires_grad]
         self.k, self.ranks = k, ranks
+
+    def _stop_skipping(self) -> None:
+        while self._skipped:
+            self._skipped.pop().requires_grad_(True)
 
 
 def ramp(k: int, t0: int, t1: int | None = None) -> Callable[[int], int]:
@@ -120,4 +129,8 @@ def ramp(k: int, t0: int, t1: int | None = None) -> Callable[[int], int]:
     t1 = t0 if t1 is None else t1
     if not 1 <= t0 <= t1:
         raise ValueError(f"t0 = {t0}, t1 = {t1}: 1 <= t0 <= t1 is needed")
-    return lambda t: k * min(max(t - t0 + 1, 0), t1 - t0 + 1) // (t1 - t0 + 1)
+    return partial(_ramp, k, t0, t1)
+
+
+def _ramp(k: int, t0: int, t1: int, t: int) -> int:
+    return k * min(max(t - t0 + 1, 0), t1 - t0 + 1) // (t1 - t0 + 1)
