@@ -382,6 +382,14 @@ def test_gradients_can_be_masked_by_the_step_alone():
     optimizer.step()
     assert torch.equal(model.weight.grad == 0, HALF["weight"])
     assert torch.equal(model.weight != before, ~HALF["weight"])
+    freeze(optimizer)  # as it is
+    optimizer.zero_grad()
+    model(torch.ones(1, 3).double()).sum().backward()
+    assert (model.weight.grad == 1).all()
+    freeze(optimizer, in_backward=True)
+    optimizer.zero_grad()
+    model(torch.ones(1, 3).double()).sum().backward()
+    assert torch.equal(model.weight.grad == 0, HALF["weight"])
 
 
 @pytest.mark.parametrize("frozen_first", [False, True])

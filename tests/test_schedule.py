@@ -174,6 +174,23 @@ def test_a_copy_acts_on_the_model_that_was_copied_with_it(through, after):
     assert sum(not p.requires_grad for p in copied[0].parameters()) == 3
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_gradients_are_masked_where_the_freeze_before_or_the_argument_says(before):
+    model = perceptron()
+    optimizer, scores = adamw(model), scores_of(model)
+    if before:
+        freeze(optimizer, in_backward=False)
+    arguments = {} if before else {"in_backward": False}
+    schedule = FreezeSchedule(optimizer, lambda: rank(scores), ramp(9, t0=1), **arguments)
+    schedule.step()
+    model(batches(1)[0]).square().mean().backward()
+    assert all((p.grad != 0).all() for p in model.parameters())
+    schedule.load_state_dict(schedule.state_dict())
+    optimizer.zero_grad()
+    model(batches(1)[0]).square().mean().backward()
+    assert all((p.grad != 0).all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("samples", ["first", "all"])
 @pytest.mark.parametrize("by", [lambda scores: scores, by_tensors])
 def test_the_covariance_goes_on_while_parameters_freeze(samples, by):

@@ -49,7 +49,7 @@ def freeze(
     optimizer: Optimizer,
     mask: Mapping[str, Tensor] | Mapping[Tensor, Tensor] | None = None,
     *,
-    in_backward: bool = True,
+    in_backward: bool | None = None,
 ) -> None:
     r"""Freeze what ``mask`` marks: from now on no step of ``optimizer`` moves it by one bit.
 
@@ -91,7 +91,7 @@ def freeze(
         in_backward: mask gradients as soon as ``backward()`` has accumulated them, by a hook on
             each parameter. With False the step alone masks them, which saves a pass; clipping and
             a ``GradScaler`` then see what is frozen. ``MaskedAdam(finite_gradients=True)`` then
-            masks nothing.
+            masks nothing. None keeps what the optimizer has, True at first.
 
     Raises:
         TypeError: for ``LBFGS`` and ``SparseAdam``, and for a mask that is not bool.
@@ -115,7 +115,8 @@ def freeze(
             raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
     masks = None if mask is None else copy_masks(optimizer, mask)
     freezing = getattr(optimizer, "_freezing", None) or _Freezing(optimizer)
-    freezing.in_backward = in_backward
+    if in_backward is not None:
+        freezing.in_backward = in_backward
     if masks is not None:
         freezing.thaw(optimizer)
         set_masks(optimizer, masks)

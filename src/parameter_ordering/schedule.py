@@ -31,6 +31,7 @@ class FreezeSchedule:
         order: gives the ranks by name, of parameters, units or tensors (k counts the same), as
             ``lambda: rank(C.diagonal())`` or ``lambda: rank(by_tensors(C.diagonal()))``.
         k: the number of frozen parameters after t = 1, 2, ... iterations, such as :func:`ramp`.
+        in_backward: as in :func:`freeze`.
 
     Attributes:
         t: iterations done.
@@ -64,6 +65,8 @@ class FreezeSchedule:
         optimizer: Optimizer,
         order: Callable[[], Mapping[str, Tensor]],
         k: Callable[[int], int],
+        *,
+        in_backward: bool | None = None,
     ):
         self._parameters = {
             name: p
@@ -73,6 +76,7 @@ class FreezeSchedule:
         if not self._parameters:
             raise ValueError("the optimizer knows no names: build it from model.named_parameters()")
         self._optimizer, self._order, self._k = optimizer, order, k
+        self._in_backward = in_backward
         self._skipped: list[Tensor] = []
         self.t, self.k, self.ranks = 0, 0, None
 
@@ -107,7 +111,7 @@ class FreezeSchedule:
         mask = to_parameters({name: r <= k for name, r in ranks.items()}, self._parameters)
         # With its gradient on, so that the freeze can mask the gradient where it comes to be.
         self._stop_skipping()
-        freeze(self._optimizer, mask)
+        freeze(self._optimizer, mask, in_backward=self._in_backward)
         trainable = [p for p in self._parameters.values() if p.requires_grad]
         skip_gradients(self._parameters.items(), mask)
         self._skipped = [p for p in trainable if not p.requires_grad]
