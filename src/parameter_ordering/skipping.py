@@ -25,10 +25,11 @@ def skip_gradients(
     single parameters too, and keeps tensors still that get a gradient in another way. Freeze
     first, then skip; close before freezing anew.
 
-    If all that trains is frozen, the last tensor keeps its gradient, so that ``backward()`` of a
-    loss stays legal; it then costs little more than the forward pass. Buffers, such as the running
-    statistics of a batch norm, are no parameters and go on moving. Call it before wrapping a
-    model in ``DistributedDataParallel``, which looks at ``requires_grad`` only once.
+    If all that trains is frozen, the last tensor keeps its gradient, so that ``backward()`` stays
+    legal for a loss that depends on it; it then costs little more than the forward pass. Buffers,
+    such as the running statistics of a batch norm, are no parameters and go on moving. Call it
+    before wrapping a model in ``DistributedDataParallel``, which looks at ``requires_grad`` only
+    once.
 
     Args:
         parameters: pairs of name and parameter, as ``model.named_parameters()``.
