@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import warnings
+import weakref
 from functools import partial
 from typing import NamedTuple
 
@@ -721,6 +722,7 @@ def test_unfreeze_leaves_no_trace(kind):
     _, fresh = linear(kind, lr=0.1)
     freeze(optimizer, HALF)
     unfreeze(optimizer)
+    assert not any(each.peek()[0] is optimizer for each in list(weakref.finalize._registry))
     assert optimizer.__dict__.keys() == fresh.__dict__.keys()
     assert optimizer.param_groups[0].keys() == fresh.param_groups[0].keys()
     assert not [hooks for name, hooks in vars(optimizer).items() if "hooks" in name and hooks]

@@ -155,7 +155,7 @@ class _Freezing:
         optimizer._freezing = self
         # torch drops the hooks from a copy or pickle of an optimizer.
         optimizer.__reduce_ex__ = partial(_reduce, weakref.ref(optimizer))
-        weakref.finalize(optimizer, _remove, self._gradient_hooks)
+        self._remove_gradient_hooks = weakref.finalize(optimizer, _remove, self._gradient_hooks)
 
     def read_masks(self, optimizer: Optimizer) -> None:
         """Hold still what the masks in the parameter groups mark."""
@@ -178,7 +178,7 @@ class _Freezing:
                 part.recall(p, optimizer.state.get(p, {}))
 
     def remove(self) -> None:
-        _remove(self._gradient_hooks)
+        self._remove_gradient_hooks()
         _remove(self._hooks)
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
