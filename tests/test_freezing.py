@@ -880,6 +880,8 @@ def test_sparse_gradients_and_optimizers_that_cannot_freeze_are_refused():
         freeze(optim.SparseAdam(table.named_parameters()), mask)
     with pytest.raises(TypeError, match="LBFGS cannot be frozen: its line search"):
         freeze(optim.LBFGS(table.parameters()))
+    with pytest.raises(TypeError, match=r"an optimizer of torch, not a <class '.*Embedding'>"):
+        freeze(table, mask)
     optimizer = optim.SGD(table.named_parameters(), lr=0.1)
     freeze(optimizer, mask)
     with pytest.raises(RuntimeError, match=r"'weight' is sparse, .* sparse=False"):

@@ -94,7 +94,8 @@ def freeze(
             masks nothing. None keeps what the optimizer has, True at first.
 
     Raises:
-        TypeError: for ``LBFGS`` and ``SparseAdam``, and for a mask that is not bool.
+        TypeError: for ``LBFGS``, ``SparseAdam`` and what is no optimizer, and for a mask that is
+            not bool.
         ValueError: for a mask of another shape, and for names that the optimizer does not know or
             knows twice. Whenever an error is raised, nothing has changed.
 
@@ -110,6 +111,8 @@ def freeze(
     >>> model.weight.grad, model.weight.data
     (tensor([[0., 1.]]), tensor([[1.0000, 0.2500]]))
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"freeze takes an optimizer of torch, not a {type(optimizer)}")
     for kind, reason in _REFUSED.items():
         if isinstance(optimizer, kind):
             raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
