@@ -270,6 +270,12 @@ def test_an_ensemble_is_frozen_as_its_models_are(compact):
 def test_infinite_moments_need_a_memory():
     with pytest.raises(ValueError, match=r"betas\[1\] is 0"):
         MaskedAdam(parameters(0), betas=(0.9, 0.0), finite_gradients=True)
+    w = nn.Parameter(torch.ones(4))
+    mask = torch.arange(4) < 2
+    optimizer = MaskedAdam([{"params": [w], "betas": (0.9, 0.0)}], finite_gradients=True)
+    freeze(optimizer, {w: mask}, in_backward=False)
+    train([w], optimizer, 0)
+    assert torch.equal(w == 1, mask)
 
 
 def test_what_compact_cannot_do_is_refused():

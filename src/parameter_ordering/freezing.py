@@ -230,7 +230,8 @@ def _part(group: dict, p: Tensor, mask: Tensor, name: str, in_backward: bool) ->
         return FreeCoordinates(p, mask, name)
     if group.get("differentiable") or not p.is_floating_point():
         return FrozenPart(p, mask, name)
-    if group.get("finite_gradients") and not in_backward and InfiniteMoment.holds(p, mask):
+    infinite = group.get("finite_gradients") and group["betas"][1] and not in_backward
+    if infinite and InfiniteMoment.holds(p, mask):
         return InfiniteMoment(p, mask, name)
     return FrozenBits(p, mask, name)
 
