@@ -94,8 +94,8 @@ def freeze(
             masks nothing. None keeps what the optimizer has, True at first.
 
     Raises:
-        TypeError: for ``LBFGS``, ``SparseAdam`` and what is no optimizer, and for a mask that is
-            not bool.
+        TypeError: for ``LBFGS``, ``SparseAdam`` and what is no optimizer, for a mask that is not
+            bool, and for that of integers.
         ValueError: for a mask of another shape, and for names that the optimizer does not know or
             knows twice. Whenever an error is raised, nothing has changed.
 

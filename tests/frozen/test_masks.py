@@ -94,6 +94,18 @@ def test_a_wrong_mask_leaves_an_optimizer_without_hooks():
     assert optimizer.__dict__.keys() == fresh.__dict__.keys()
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_mask_of_integers_is_refused(kind):
+    """They have no gradient and so stand still, but a hook for it cannot be registered either."""
+    count, w = nn.Parameter(torch.arange(3), requires_grad=False), nn.Parameter(torch.ones(3))
+    optimizer = kind([("w", w), ("count", count)], lr=0.1)
+    mask = torch.tensor([True, False, False])
+    with pytest.raises(TypeError, match=r"'count' is of torch.int64, .*: it needs no mask"):
+        freeze(optimizer, {"w": mask, "count": mask})
+    assert not hasattr(optimizer, "_freezing")
+    assert not w._post_accumulate_grad_hooks
+
+
 def test_names_must_be_known_and_single():
     model, unnamed = nn.Linear(3, 2), None
     unnamed = optim.SGD(model.parameters(), lr=0.1)

@@ -106,6 +106,8 @@ def _check(mask: Tensor, p: Tensor, name: str) -> None:
     kind = mask.dtype if isinstance(mask, Tensor) else type(mask)
     if kind != torch.bool:
         raise TypeError(f"the mask of {name} must be a tensor of torch.bool, not {kind}")
+    if not (p.is_floating_point() or p.is_complex()):
+        raise TypeError(f"{name} is of {p.dtype}, which no gradient trains: it needs no mask")
     if mask.shape != p.shape:
         raise ValueError(
             f"the mask of {name} has shape {tuple(mask.shape)}, the parameter {tuple(p.shape)}"
