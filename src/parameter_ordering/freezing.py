@@ -60,7 +60,7 @@ def freeze(
     **Gradients.** After ``backward()``, ``.grad`` is zero where a parameter is frozen, whatever it
     was: inf and NaN do no harm, ``clip_grad_norm_`` does not count it, a ``GradScaler`` does not
     see it, and there is nothing to call for that. A gradient that is assigned by hand is masked
-    when the optimizer steps.
+    when the optimizer steps. One that shares its memory is replaced by a masked copy.
 
     **State.** Adam, AdamW and ``MaskedAdam`` forget the moments of what is frozen. What trains
     again starts from moments of zero, but t, which corrects their bias and is one for each tensor,
