@@ -6,12 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from parameter_ordering.evidence.growth import growth_ratio
 from parameter_ordering.figures import COLOURS
-from parameter_ordering.summary import correlation, styled, two_digits
+from parameter_ordering.summary import correlation, styled
 
 
 def measure(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFrame:
@@ -45,55 +46,60 @@ def growth_figure(table: pd.DataFrame) -> Figure:
     Args:
         table: of :func:`measure`.
     """
-    names, settings = table.experiment.unique(), table.setting.unique()
-    figure, axes = plt.subplots(
-        len(settings), len(names), figsize=(10, 1.7 * len(settings)), sharey=True
-    )
     versus = {
         "random": ("random", "to the random order's"),
         "within": ("random_within_tensors", "to that of the random order within tensors"),
     }
-    for i, setting in enumerate(settings):
-        for axis, name in zip(axes[i], names, strict=True):
-            rows = table[(table.experiment == name) & (table.setting == setting)]
-            if i == 0:
-                axis.set_title(name.replace("_", " "))
-            if rows.empty:
-                axis.set_axis_off()
-                continue
-            axis.axhline(1, color="0.6", lw=1)
-            for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
-                low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
-                x, error = np.arange(len(rows)) + offset, [value - low, high - value]
-                axis.errorbar(x, value, error, fmt="o", ms=5, color=COLOURS[order], label=label)
-            axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
-            axis.set(yscale="log", ylim=(0.05, 6))
-            axis.set(yticks=[0.1, 1], yticklabels=["0.1", "1"])
-            axis.minorticks_off()
-        axes[i, 0].set_ylabel(setting.replace("_", " "))
+    figure, panels = _panels(table)
+    for axis, rows in panels:
+        axis.axhline(1, color="0.6", lw=1)
+        for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
+            low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
+            x, error = np.arange(len(rows)) + offset, [value - low, high - value]
+            axis.errorbar(x, value, error, fmt="o", ms=5, color=COLOURS[order], label=label)
+        axis.set(yscale="log", ylim=(0.05, 6))
+        axis.set(yticks=[0.1, 1], yticklabels=["0.1", "1"])
+        axis.minorticks_off()
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
         title="growth in the proposed order, as a ratio",
     )  # fmt: skip
     return figure
 
 
-def correlations(table: pd.DataFrame) -> Styler:
-    """The rank correlations of :func:`measure`, one row for each setting and value."""
-    settings = list(dict.fromkeys(table.setting))
-    places = dict.fromkeys(zip(table.setting, table.value, strict=True))
-    places = sorted(places, key=lambda place: (settings.index(place[0]), _size(place[1])))
-    wide = table.pivot(index=["setting", "value"], columns="experiment", values="correlation")
-    wide = wide.reindex(places)[list(table.experiment.unique())]
-    return styled(wide).format(two_digits, na_rep="")
+def correlation_figure(table: pd.DataFrame) -> Figure:
+    """Rank correlation of the proposed order between two runs, in the panels of the growth.
+
+    Args:
+        table: of :func:`measure`.
+    """
+    figure, panels = _panels(table)
+    for axis, rows in panels:
+        axis.axhline(0, color="0.6", lw=1)
+        axis.plot(np.arange(len(rows)), rows.correlation, "o", ms=5, color=COLOURS["covariance"])
+        axis.set(ylim=(-0.1, 1.1), yticks=[0, 0.5, 1])
+    return figure
 
 
-def _size(value: str) -> float:
-    """To sort the values of a setting by; those that are no numbers stay as they come."""
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
+def _panels(table: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A row of panels for each setting, a column for each experiment, and what each panel shows."""
+    names, settings = table.experiment.unique(), table.setting.unique()
+    figure, axes = plt.subplots(
+        len(settings), len(names), figsize=(10, 1.7 * len(settings)), sharey=True
+    )
+    panels = []
+    for setting, row in zip(settings, axes, strict=True):
+        row[0].set_ylabel(setting.replace("_", " "))
+        for axis, name in zip(row, names, strict=True):
+            rows = table[(table.experiment == name) & (table.setting == setting)]
+            if rows.empty:
+                axis.set_axis_off()
+            else:
+                axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
+                panels.append((axis, rows))
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name.replace("_", " "))
+    return figure, panels
 
 
 def flips(table: pd.DataFrame) -> Styler:
