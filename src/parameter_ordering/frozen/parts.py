@@ -99,17 +99,14 @@ class FrozenBits(FrozenPart):
         self._free = (~mask).to(_WORDS[p.element_size()]).neg_()
 
     def _put_back_(self, p: Tensor, saved: Tensor) -> None:
-        bits, saved = self._bits(p), self._bits(saved)
+        bits, saved = p.detach().view(self._free.dtype), saved.view(self._free.dtype)
         bits.bitwise_xor_(saved).bitwise_and_(self._free).bitwise_xor_(saved)
 
     def _zero_(self, x: Tensor) -> None:
         if x.element_size() == self._free.element_size():
-            self._bits(x).bitwise_and_(self._free)
+            x.view(self._free.dtype).bitwise_and_(self._free)
         else:  # torch allows a gradient of another type than its parameter's
             super()._zero_(x)
-
-    def _bits(self, x: Tensor) -> Tensor:
-        return x.detach().view(self._free.dtype)
 
 
 class InfiniteMoment(FrozenPart):
