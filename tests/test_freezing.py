@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from parameter_ordering.freezing import freeze, unfreeze
+from parameter_ordering.frozen_part import FrozenPart
 from parameter_ordering.masked_adam import MaskedAdam
 
 LR = {"lr": st.sampled_from([1e-3, 0.1])}
@@ -539,6 +540,30 @@ def test_decay_may_come_and_go(kind):
             model.weight.grad = torch.randn(2, 3).double()
             optimizer.step()
     assert torch.equal(model.weight != before, ~HALF["weight"])
+
+
+def test_decay_that_has_gone_costs_no_copy(monkeypatch):
+    model, optimizer = linear(optim.Adam, lr=0.1, weight_decay=0.1)
+    freeze(optimizer, HALF)
+    gradients = [[torch.ones(2, 3).double()]]
+    train([model.weight], optimizer, gradients)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    monkeypatch.setattr(FrozenPart, "_save", None)
+    train([model.weight], optimizer, gradients)
+
+
+def test_decay_that_has_gone_leaves_no_moment_behind():
+    """Not even where autograd needs the moments, so that they are not forgotten."""
+    w = torch.ones(3).requires_grad_().clone()
+    mask = torch.tensor([True, False, True])
+    optimizer = MaskedAdam([w], lr=0.1, weight_decay=0.1, differentiable=True)
+    freeze(optimizer, {w: mask})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that w.grad is read though w is no leaf.
+        for decay in (0.1, 0.0, 0.0):
+            optimizer.param_groups[0]["weight_decay"] = decay
+            train([w], optimizer, [[torch.ones(3)]])
+    assert torch.equal(w == 1, mask)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ class _Freezing:
                     self.parts[p].before_step(p, still=nonzero_eps)
         if callable(kwargs.get("closure")):
             return args, kwargs | {"closure": self._masked(kwargs["closure"])}
-        if callable(args[1] if len(args) > 1 else None):
+        if len(args) > 1 and callable(args[1]):
             return (optimizer, self._masked(args[1]), *args[2:]), kwargs
         return None
 

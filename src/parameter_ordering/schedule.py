@@ -113,7 +113,7 @@ class FreezeSchedule:
         self._stop_skipping()
         freeze(self._optimizer, mask, in_backward=self._in_backward)
         trainable = [p for p in self._parameters.values() if p.requires_grad]
-        skip_gradients(self._parameters.items(), mask)
+        skip_gradients(self._parameters.items(), mask)  # to close it would act on no copy
         self._skipped = [p for p in trainable if not p.requires_grad]
         self.k, self.ranks = k, ranks
 

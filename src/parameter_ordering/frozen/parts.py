@@ -64,7 +64,7 @@ class FrozenPart:
 
     def forget(self, p: Tensor, state: dict) -> None:
         """Zero the moments of Adam where the parameter is frozen."""
-        self._still = True
+        self._still |= not self._saved  # a step on its way could move them again
         for name in _MOMENTS:
             if name in state:
                 self._zero_(state[name])
@@ -187,7 +187,7 @@ class FreeCoordinates(FrozenPart):
 
 
 def _is_shared(x: Tensor) -> bool:
-    """Whether to write to ``x`` could change another tensor, or one number of ``x`` with another.
+    """Whether a write to ``x`` could change another tensor, or a second number of ``x``.
 
     Where autograd only passes a gradient on, as in ``a.view(2, 3) + b.view(2, 3)``, a and b get the
     same memory. Only the count of its owners tells: by itself a tensor is one, the Python object of
