@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from parameter_ordering.freezing import freeze, unfreeze
-from parameter_ordering.frozen_part import FrozenPart
+from parameter_ordering.frozen import parts
+from parameter_ordering.frozen.parts import FrozenPart
 from parameter_ordering.masked_adam import MaskedAdam
 
 LR = {"lr": st.sampled_from([1e-3, 0.1])}
@@ -266,6 +267,17 @@ def test_gradients_that_share_memory_are_masked_apart(name, kind, in_backward, s
         optimizer.step()
         slowly(others, other, [torch.autograd.grad(losses[1], others)], masks)
     torch.testing.assert_close(params, others, rtol=1e-10, atol=1e-12)
+
+
+def test_memory_is_taken_for_shared_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.setattr(parts, "_use_count", None)
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = optim.SGD([p], lr=0.1)
+    freeze(optimizer, {p: torch.tensor([True, False, False])})
+    p.grad = given = torch.ones(3)
+    p.sum().backward()
+    assert p.grad.tolist() == [0, 2, 2]
+    assert given.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

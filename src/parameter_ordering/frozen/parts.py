@@ -186,14 +186,24 @@ class FreeCoordinates(FrozenPart):
         self._put_back_(x.detach().zero_(), free)
 
 
+# Private, and the only thing that tells. Where a torch lacks it, all are taken for shared.
+_use_count = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def _owners(x: Tensor) -> int:
+    return _use_count(x.untyped_storage()._cdata)
+
+
+_ALONE = _owners(torch.empty(1)) if _use_count else 0
+
+
 def _is_shared(x: Tensor) -> bool:
     """Whether a write to ``x`` could change another tensor, or a second number of ``x``.
 
     Where autograd only passes a gradient on, as in ``a.view(2, 3) + b.view(2, 3)``, a and b get the
-    same memory. Only the count of its owners tells: by itself a tensor is one, the Python object of
-    its storage another.
+    same memory, which then has more owners than that of a tensor by itself.
     """
-    if torch.compiler.is_compiling():  # which sees no memory, and copies nothing that it need not
+    # A compiler sees no memory, and copies nothing that it need not.
+    if _use_count is None or torch.compiler.is_compiling():
         return True
-    storage = x.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) > 2 or storage.nbytes() < x.nbytes
+    return _owners(x) > _ALONE or x.untyped_storage().nbytes() < x.nbytes
