@@ -239,6 +239,13 @@ def test_a_stack_keeps_names_and_leaves_its_models_alone():
     assert alone[0][0].weight.any()
 
 
+def test_a_layer_by_itself_is_stacked():
+    layers = [nn.Linear(3, 2) for _ in range(4)]
+    x = torch.randn(5, 3)
+    expected = torch.stack([layer(x) for layer in layers])
+    torch.testing.assert_close(stack(layers)(x[None, None])[:, 0], expected)
+
+
 def test_what_cannot_be_stacked_is_named():
     with pytest.raises(TypeError, match=r"'1\.weight' is not of an nn\.Linear"):
         stack([nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))])

@@ -46,21 +46,25 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
     Raises:
         TypeError: if a model has parameters outside ``nn.Linear``, the only layer that is stacked.
     """
+    if isinstance(models[0], nn.Linear):
+        return _stack(models)
     stacked = copy.deepcopy(models[0])
     covered = set()
     for name, layer in models[0].named_modules():
         if isinstance(layer, nn.Linear):
-            layers = [model.get_submodule(name) for model in models]
-            weight = torch.stack([each.weight.detach() for each in layers]).unsqueeze(1)
-            bias = None
-            if layer.bias is not None:
-                bias = torch.stack([each.bias.detach() for each in layers]).unsqueeze(1)
-            stacked.set_submodule(name, Linear(weight, bias))
+            stacked.set_submodule(name, _stack([model.get_submodule(name) for model in models]))
             covered.update(id(parameter) for parameter in layer.parameters())
     for name, parameter in models[0].named_parameters():
         if id(parameter) not in covered:
             raise TypeError(f"parameter {name!r} is not of an nn.Linear: only these can be stacked")
     return stacked
+
+
+def _stack(layers: Sequence[nn.Linear]) -> Linear:
+    weight = torch.stack([layer.weight.detach() for layer in layers]).unsqueeze(1)
+    if layers[0].bias is None:
+        return Linear(weight, None)
+    return Linear(weight, torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
 
 
 @torch.no_grad()
