@@ -244,6 +244,11 @@ def test_a_learning_curve_is_training_with_nothing_frozen():
             np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
+def test_a_short_window_has_every_iteration_in_the_curve():
+    curve = boston(runs=1, horizon=3, window=5).learning_curve(progress=False)
+    assert curve.iteration.values.tolist() == [0, 1, 2, 3]
+
+
 def falling(loss):
     """A learning curve with this test loss at 0, 10, 20, ..., in two runs that differ about it."""
     loss = np.stack([loss + 0.5, loss - 0.5])
@@ -260,6 +265,11 @@ def test_the_rule_takes_the_first_flat_window():
     assert converged(curve, window=10, tolerance=0.05) == 30
     with pytest.raises(ValueError, match=r"falls by 1% in 30 iterations.*longer horizon"):
         converged(curve, window=30, tolerance=0.01)
+
+
+def test_the_rule_asks_for_less_than_the_tolerance_and_never_takes_the_start():
+    assert converged(falling(np.array([8, 4, 2, 2])), window=10, tolerance=0.5) == 20
+    assert converged(falling(np.array([2, 2, 2])), window=10, tolerance=0.5) == 10
 
 
 def test_divergence_is_named_before_the_freeze():
@@ -303,6 +313,8 @@ def test_divergence_is_named_after_the_freeze(monkeypatch):
         ({"shard": 0}, ValueError, "shard must be at least 1, got 0"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"data_seed": -1}, ValueError, "data_seed must be at least 0, got -1"),
+        ({"window": 0}, ValueError, "window must be at least 1, got 0"),
+        ({"horizon": 0}, ValueError, "horizon must be at least 1, got 0"),
         ({"lr": 0}, ValueError, "lr must be positive, got 0"),
         ({"lr": float("nan")}, ValueError, "lr must be positive, got nan"),
         ({"lr": float("inf")}, ValueError, "lr must be positive, got inf"),

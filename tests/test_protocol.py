@@ -8,9 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parameter_ordering import protocol
+from parameter_ordering import experiments, protocol
 from parameter_ordering.models import perceptron
-from parameter_ordering.protocol import Minibatches, build_all, kappa_of, seeds, uniform
+from parameter_ordering.protocol import (
+    Diverged,
+    Minibatches,
+    build_all,
+    kappa_of,
+    seeds,
+    train,
+    uniform,
+)
+from parameter_ordering.shard import Shard
 
 
 def numbered(objects, sets=1):
@@ -83,6 +92,19 @@ def test_seeds_depend_on_purpose_and_run_alone():
     assert len(set(every)) == len(every)
 
 
+def test_seeds_stay_what_they_were():
+    """Or no result that is published can be had again."""
+    now = {purpose: seeds(0, purpose, [1])[0] for purpose in protocol._PURPOSES}
+    assert now == {
+        "weights": 3831201730,
+        "minibatches": 901243215,
+        "ties": 1961547765,
+        "own order": 3679268941,
+        "common order": 2040376534,
+        "C_0": 1565899405,
+    }
+
+
 def test_weights_of_a_run_do_not_depend_on_the_other_runs():
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -113,3 +135,20 @@ def test_kappa():
 def test_an_unknown_kappa_is_refused(setting):
     with pytest.raises(ValueError, match=r"kappa must be .* or a number in \(0, 1\], got"):
         kappa_of(setting)
+
+
+def test_all_that_watches_the_training_sees_each_iteration():
+    experiment = experiments.boston_housing(hidden=2, orders=("all_samples",))
+    shard = Shard(experiment, range(2))
+    training = shard._training()
+    train(training, shard.minibatches, 3, lambda loss: None)
+    for watching in (training.covariance, training.all_samples, training.moments):
+        assert watching.t == 3
+
+
+def test_the_first_model_that_diverged_is_named():
+    losses = torch.zeros(2, 4, 1)
+    losses[0, 2], losses[1, 1] = torch.inf, torch.nan
+    with pytest.raises(Diverged) as raised:
+        protocol._finite(losses.sum(), lambda x: x, lambda output, y: output, losses, losses, t=9)
+    assert raised.value.args == (0, 2, 9, torch.inf)

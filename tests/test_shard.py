@@ -1,9 +1,10 @@
-"""Shards of runs are kept as they are finished, and each is trained on one thread."""
+"""Shards of runs are kept as they are finished; each is trained as it is set, on one thread."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import xarray as xr
 
 from parameter_ordering import experiments
 from parameter_ordering.experiment import Experiment
+from parameter_ordering.protocol import Diverged, seeds, uniform
+from parameter_ordering.shard import Shard, one_thread
 from parameter_ordering.store.results import Store, results
 
 SOURCES = Path(experiments.__file__).parents[1]
@@ -127,6 +130,41 @@ def test_a_shard_has_one_thread(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_one_shard_of_a_process_at_a_time():
+    entered = threading.Event()
+
+    def enter():
+        with one_thread():
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with one_thread():
+        other.start()
+        assert not entered.wait(0.05)
+    other.join()
+    assert entered.is_set()
+
+
+def test_settings_reach_the_training():
+    runs = range(1, 4)
+    experiment = tiny(seed=3, kappa="0.5", lr=0.1, orders=("all_samples",))
+    training = Shard(experiment, runs)._training()
+    assert training.covariance.kappa == training.all_samples.kappa == 0.5
+    assert training.exact.kappa == 1
+    assert training.optimizer.param_groups[0]["lr"] == 0.1
+    assert training.tie_seeds == seeds(3, "ties", runs)
+    assert training.own_seeds == seeds(3, "own order", runs)
+    assert training.common_seed == seeds(3, "common order", [0])[0]
+    C_0 = uniform(training.start, seeds(3, "C_0", runs))
+    torch.testing.assert_close(training.covariance.diagonal(), C_0, rtol=0, atol=0)
+
+
+def test_until_the_freeze_no_order_is_to_blame():
+    shard, t0 = Shard(tiny(), range(4)), tiny().t0
+    assert "order" not in shard._where(Diverged(1, 0, t0, torch.inf))
+    assert "order covariance, k = 0" in shard._where(Diverged(1, 0, t0 + 1, torch.inf))
 
 
 def _watched(seen):
