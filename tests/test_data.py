@@ -67,6 +67,13 @@ def test_classes_have_the_frequency_of_the_sigmoid():
 
 
 @pytest.mark.parametrize("draw", [synthetic_regression, synthetic_classification])
+def test_the_true_weights_are_normal(draw):
+    w = draw(objects=1, features=20_000).w
+    assert w.mean().abs() < 4 / 20_000**0.5
+    assert (w.var() - 1).abs() < 4 * (2 / 20_000) ** 0.5
+
+
+@pytest.mark.parametrize("draw", [synthetic_regression, synthetic_classification])
 def test_a_seed_decides_what_is_drawn(draw):
     first, again = draw(50, 3, data_seed=1), draw(50, 3, data_seed=1)
     other, larger = draw(50, 3, data_seed=2), draw(70, 3, data_seed=1)
@@ -93,6 +100,11 @@ def test_boston_housing_is_the_known_table():
     assert (y.min().item(), y.max().item()) == (5.0, 50.0)
     assert (y == 50).sum() == 16  # prices were cut off there
     assert y.double().mean().item() == pytest.approx(22.532806, abs=1e-5)
+    x = torch.cat([sample.x_train, sample.x_test])
+    with_price = torch.corrcoef(torch.stack([*x.T, y]))[-1, :-1]
+    # The most with LSTAT, the last feature: the price itself is none.
+    assert with_price.abs().argmax() == 12
+    assert with_price[12].item() == pytest.approx(-0.7377, abs=1e-4)
 
 
 @pytest.mark.parametrize("load", [boston_housing, breast_cancer])
@@ -125,11 +137,23 @@ def test_an_image_stands_upright_beside_its_digit():
 @pytest.mark.parametrize(
     ("load", "sizes", "classes"), [(breast_cancer, (398, 171), 2), (digits, (1257, 540), 10)]
 )
-def test_classes_of_scikit_learn_are_split_alike(load, sizes, classes):
-    sample = load()
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_of_scikit_learn_are_split_alike(load, sizes, classes, seed):
+    sample = load(data_seed=seed)
     assert (len(sample.y_train), len(sample.y_test)) == sizes
     shares = [y.long().bincount(minlength=classes) / len(y) for _, y in halves(sample)]
-    torch.testing.assert_close(*shares, rtol=0, atol=2 / sizes[1])
+    torch.testing.assert_close(*shares, rtol=0, atol=1 / sizes[1])
+
+
+def test_more_tumours_are_benign():
+    sample = breast_cancer()
+    y = torch.cat([sample.y_train, sample.y_test])
+    assert y.long().bincount().tolist() == [212, 357]
+
+
+def test_pixels_of_scikit_learn_go_from_0_to_1():
+    x = torch.cat([digits().x_train, digits().x_test])
+    assert (x.min().item(), x.max().item()) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("load", [boston_housing, mnist, breast_cancer, digits])
@@ -367,6 +391,13 @@ def test_the_checksum_covers_where_the_split_is():
     swapped = {"x_train": torch.zeros(4, 2), "y_train": torch.zeros(4)}
     swapped |= {"x_test": torch.zeros(3, 2), "y_test": torch.zeros(3)}
     assert Data(**tensors(**swapped)).checksum != Data(**tensors()).checksum
+
+
+def test_the_checksum_covers_types():
+    """Zeros of either type are the same bytes."""
+    x, y = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    values, classes = (tensors(x_train=x, y_train=each) for each in (y, y.long()))
+    assert Data(**values).checksum != Data(**classes).checksum
 
 
 def test_no_objects_can_be_drawn():

@@ -216,6 +216,12 @@ def test_the_loss_is_that_of_each_model(build, loss, chunk):
         torch.testing.assert_close(losses[run], expected.detach().expand(2))
 
 
+def test_losses_are_added_in_double_precision():
+    model = stack(models(lambda: linear(N), torch.float32))
+    losses = evaluate(model, squared_error, *objects(squared_error, torch.float32))
+    assert losses.dtype == torch.float64
+
+
 def test_objects_can_be_each_runs_own():
     x, y = (torch.cat([each, each + 1, each + 2]) for each in objects(squared_error))
     losses = evaluate(stack(models(lambda: linear(N))), squared_error, x, y)

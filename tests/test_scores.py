@@ -26,7 +26,7 @@ from parameter_ordering.models import (
 )
 from parameter_ordering.moments import GradientMoments, adam_moments
 from parameter_ordering.order import rank
-from parameter_ordering.scores import SCORES, fresh_gradient
+from parameter_ordering.scores import SCORES, _full_gradient, fresh_gradient
 
 RUNS, M, N, S, T0 = 2, 24, 5, 4, 9
 BETAS = (0.9, 0.999)
@@ -256,7 +256,9 @@ def test_the_order_does_not_depend_on_the_unit_of_the_loss(name):
 def test_scoring_changes_nothing_that_training_goes_on_with(name):
     each = train(*KINDS["linear"])
     before = copy.deepcopy((each.model.state_dict(), each.optimizer.state_dict()["state"]))
+    each.model.zero_grad()
     SCORES[name](each)
+    assert all(w.grad is None for w in each.model.parameters())
     after = each.model.state_dict(), each.optimizer.state_dict()["state"]
     torch.testing.assert_close(before, after, rtol=0, atol=0)
 
@@ -324,7 +326,7 @@ def test_gauss_newton_of_a_linear_model_is_its_hessian(loss):
     torch.testing.assert_close(gauss_newton(model, loss, x, y)["0.weight"][0], expected)
 
 
-@pytest.mark.parametrize("chunk", [2, 7, 23])
+@pytest.mark.parametrize("chunk", [2, 5, 23])  # 5 makes pieces that are not equal
 def test_gauss_newton_in_pieces(monkeypatch, trained, chunk):
     x, y = (each.expand(RUNS, *each.shape[1:]) for each in (trained.x, trained.y))
     whole = gauss_newton(trained.model, trained.loss, x, y, 2)
@@ -363,6 +365,22 @@ def test_fresh_without_noise_is_the_oracle_on_an_orthogonal_design():
     each.w_true = w_hat.T
     scores = fresh_gradient(each, mu=0.0)["0.weight"]
     torch.testing.assert_close(scores, 4 * SCORES["oracle"](each)["0.weight"])
+
+
+def test_the_full_gradient_in_pieces(regression):
+    whole, pieces = _full_gradient(regression), _full_gradient(regression, chunk=7)
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name])
+
+
+def test_noise_of_the_gradient_is_never_negative(monkeypatch, regression):
+    """Adam's two moments forget at different rates, so v can be less than the square of m."""
+    m = {name: torch.ones_like(w) for name, w in regression.start.items()}
+    v = {name: each / 2 for name, each in m.items()}
+    monkeypatch.setattr("parameter_ordering.scores.adam_moments", lambda *_: (m, v))
+    without, ours = fresh_gradient(regression, mu=0.0), fresh_gradient(regression)
+    for name in m:
+        torch.testing.assert_close(ours[name], without[name], rtol=0, atol=0)
 
 
 def test_the_oracle_asks_for_the_truth():
