@@ -69,6 +69,21 @@ def test_nets_of_two_widths_stand_side_by_side(asked):
                 assert np.array_equal(data.loss.sel(width=width), expected)
 
 
+def test_nets_of_other_widths_have_a_learning_curve_twice_as_long(asked):
+    study.one_data_set()
+    for experiment, how in asked:
+        if how == "learning_curve":
+            own = getattr(experiments, experiment.name)()
+            other = getattr(experiment, "hidden", None) != getattr(own, "hidden", None)
+            assert experiment.horizon == (1 + other) * own.horizon
+
+
+def test_shared_weights_are_shared():
+    experiment = experiments.mnist()
+    expected = experiment.replace(shared_weights=True, orders=study.PAIR)
+    assert study.shared(experiment) == expected
+
+
 @pytest.mark.parametrize("name", study.NAMES)
 def test_one_setting_at_a_time_is_varied(name):
     own = getattr(experiments, name)()

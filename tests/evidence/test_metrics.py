@@ -92,6 +92,9 @@ def test_advantage_lost_with_width(narrow, wide, value, results, measure):
     assert low < value < high
     assert high / low < 1.2
     assert measured.region == Region(1.1, math.inf)
+    a, b = (measure(data.isel(width=end)).quantity for end in (0, 2))
+    error = math.hypot(a.standard_error / a.value, b.standard_error / b.value)
+    assert measured.quantity.standard_error == pytest.approx(error)
 
 
 def test_advantage_lost_with_width_where_nothing_grows(results, measure):
@@ -101,6 +104,13 @@ def test_advantage_lost_with_width_where_nothing_grows(results, measure):
     assert measured.region == Region(0.01, math.inf)
     # The narrow net gains half of the growth, a sixth of the loss at k = 0.
     assert measured.quantity.value == pytest.approx(0.5 * (SHARE[1:-1] ** 2).mean() / 2, abs=0.01)
+    errors = []
+    for width in (0, 1):
+        loss = data.loss.sel(split="test").isel(width=width)
+        growth = loss[..., 1:-1].mean("k") - loss[..., 0]
+        difference = (growth[0] - growth[1]) / loss[..., 0].mean()
+        errors.append(float(difference.std("run", ddof=1)) / math.sqrt(RUNS))
+    assert measured.quantity.standard_error == pytest.approx(math.hypot(*errors))
 
 
 def test_spread(results, measure):
@@ -173,8 +183,11 @@ def test_stability_matches_hidden_units_of_independent_weights_only(
     weights = rng.normal(size=57)
     data["w"] = (("run", "parameter"), weights[shuffled])
     data["ranks"][0] = data.ranks[0, 0].values[shuffled]
+    data["start_variance"] = (("run", "parameter"), data.start_variance.values[0][shuffled])
     value = measure(data, **STABILITY, versus=None).quantity.value
     assert (value > 0.999) != shared_weights
+    more = measure(data, **STABILITY, versus="start_variance").quantity.value
+    assert (abs(more) < 1e-6) != shared_weights
 
 
 def test_near_one_and_mask_correlation(results, measure):
@@ -219,6 +232,8 @@ def test_covariance_order_leaves_out_what_never_varied(results, measure):
     data["variance"][:, :10] = 0
     assert measure(data, **fields).quantity.value == pytest.approx(1)
     data["exact_variance"] = 1 / data.exact_variance
+    assert measure(data, **fields).quantity.value == pytest.approx(-1)
+    data["exact_variance"][:, 10:20] = 0
     assert measure(data, **fields).quantity.value == pytest.approx(-1)
 
 

@@ -77,6 +77,12 @@ def test_without_spread_only_rounding_is_allowed(tmp_path):
     assert len(problems(path, {"a": data + 3e-5})) == 12
 
 
+def test_the_rounding_allowed_is_that_of_each_case(tmp_path):
+    path, data = tmp_path / "reference.csv", xr.ones_like(dataset().astype(float))
+    accept(path, {"large": 1000 * data, "small": data})
+    assert len(problems(path, {"large": 1000 * data, "small": 1.001 * data})) == 12
+
+
 @pytest.mark.parametrize(
     "cases",
     [

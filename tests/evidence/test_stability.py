@@ -145,6 +145,13 @@ def test_matching_finds_the_best_of_all_assignments(rng):
     np.testing.assert_array_equal(places, shuffle_units(np.arange(P), list(best)))
 
 
+def test_dead_units_are_matched_too(rng):
+    weights = rng.normal(size=(2, P))
+    weights[:, UNITS.incoming[0]] = 0
+    places = match_by_weights(weights, UNITS)(0, 1)
+    np.testing.assert_array_equal(np.sort(places), np.arange(P))
+
+
 def test_stability_by_loops(rng):
     rho = rank_correlations(common_order(rng, runs=6))
     ours = stability(rho)
