@@ -71,6 +71,13 @@ def test_all_results_where_calls_and_uses_do_not_match(chapter):
     assert all(text.count(f"{name} <") == 1 for name in USES)
 
 
+def test_all_results_where_a_variable_is_set_twice(chapter):
+    cell = chapter.notebook.cells[2]
+    cell.source = cell.source.replace("curve =", "late =")
+    text = folded(chapter, record(USES), "draw(late)")
+    assert all(text.count(f"{name} <") == 1 for name in USES)
+
+
 def test_many_results_are_told_in_a_line_each(chapter, monkeypatch):
     monkeypatch.setattr(provenance, "_MANY", 2)
     text = folded(chapter, record(USES), "draw(table)")

@@ -67,6 +67,20 @@ def add_helper(book):
     (book.root / "chapters/science.py").write_text("def result(n): ...\n")
 
 
+def skip(notebook):
+    notebook.cells[3].metadata.update(tags=["skip-execution"])
+    notebook.cells[3].metadata.papermill.update(status="pending")
+
+
+def add(name):
+    def apply(book):
+        path = book.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("0")
+
+    return apply
+
+
 def touch_everything(book):
     for path in book.root.rglob("*"):
         os.utime(path, (time.time() + 5, time.time() + 5))
@@ -91,7 +105,7 @@ TABLE = {
         {},
     ),
     "parameters of another profile": (edit("chapters/parameters.yml", "n: 2", "n: 5"), {}),
-    "data that nothing names": (lambda book: (book.root / "data/new.csv").write_text("0"), {}),
+    "data that nothing names": (add("data/new.csv"), {}),
     "code": (
         edit_notebook(ONE, lambda n: n.cells[3].update(source=n.cells[3].source + "\n1")),
         {ONE: "code cell 3 changed"},
@@ -126,7 +140,15 @@ TABLE = {
         add_helper,
         {ONE: "source science changed", THREE: "source science changed"},
     ),
+    "tag that changes what happens": (
+        edit_notebook(ONE, lambda n: n.cells[3].metadata.update(tags=["raises-exception"])),
+        {ONE: "code cell 3 changed"},
+    ),
     "data": (edit("data/numbers.csv", "3", "4"), {TWO: "data data/numbers.csv changed"}),
+    "data of benchmarks": (
+        add("benchmarks/numbers.csv"),
+        {TWO: "data benchmarks/numbers.csv changed"},
+    ),
     "a file beside the chapters": (
         edit("chapters/notes.yml", "a", "b"),
         {TWO: "data chapters/notes.yml changed"},
@@ -147,6 +169,13 @@ TABLE = {
     "a cell that was not run": (
         edit_notebook(
             EXECUTED[:-6], lambda n: n.cells[3].metadata.papermill.update(status="pending")
+        ),
+        {ONE: "unfinished"},
+    ),
+    "a cell that is never run": (edit_notebook(EXECUTED[:-6], skip), {}),
+    "a cell that papermill marked": (
+        edit_notebook(
+            EXECUTED[:-6], lambda n: n.cells[3].metadata.papermill.update(exception=True)
         ),
         {ONE: "unfinished"},
     ),

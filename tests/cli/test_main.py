@@ -1,13 +1,18 @@
-"""``parameter-ordering compare`` and ``accept``; the verbs on chapters are tested with the book."""
+"""``parameter-ordering compare`` and ``accept``, and how a chapter is named.
+
+The verbs on chapters are tested with the book.
+"""
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from parameter_ordering import study
-from parameter_ordering.cli.main import main
+from parameter_ordering.book.settings import BookError
+from parameter_ordering.cli.main import _docname, main
 from parameter_ordering.evidence import ledger
 from parameter_ordering.evidence.ledger import Row
 from parameter_ordering.evidence.verdict import SUPPORTED
@@ -62,3 +67,12 @@ def test_nothing_is_accepted_that_is_not_the_papers(book, capsys):
     assert main(["compare", *where, "--profile", "smoke"]) == 0
     assert not list((book / "chapters").glob("*.csv"))
     assert not (book / "chapters" / "verdicts.yml").exists()
+
+
+def test_a_chapter_is_named_by_its_last_part_or_in_full():
+    settings = SimpleNamespace(notebooks=["a/order", "a/reorder", "b/same", "c/same"])
+    for name in ("order", "a/order", "a/order.ipynb"):
+        assert _docname(settings, name) == "a/order"
+    for name in ("rder", "same"):
+        with pytest.raises(BookError, match=f"there is no one chapter '{name}'"):
+            _docname(settings, name)

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from stat import S_ISDIR
 
 import pytest
 
@@ -17,6 +18,19 @@ def test_a_file_appears_whole(tmp_path):
         assert not path.exists()
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+
+    def fsync(descriptor):
+        synced.append(
+            ("folder" if S_ISDIR(os.fstat(descriptor).st_mode) else "file", path.exists())
+        )
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "new")
+    assert synced == [("file", False), ("folder", True)]
 
 
 def _write_and_raise(path, error):

@@ -70,13 +70,14 @@ def test_a_key_holds_no_nan():
 
 
 def test_the_note_says_what_the_result_is(store):
-    store.get("a", {"n": 1}, dataset)
+    store.get("a", {"n": 1}, dataset, lambda: 1e6)
     path = store.path("a", {"n": 1})
     note = json.loads(path.with_suffix(".json").read_text())
     assert note["inputs"] == {"n": 1}
     assert note["attributes"] == {"data": {"name": "none"}}
     assert note["sha256"] == sha256(path)
     assert note["bytes"] == path.stat().st_size
+    assert 1e6 <= note["seconds"] < 1e6 + 60  # with those that what was found had taken
 
 
 def flip(path):
@@ -102,6 +103,14 @@ def test_a_damaged_file_is_computed_again(store, suffix, damage):
     damage(store.path("a", {"n": 1}).with_suffix(suffix))
     xr.testing.assert_identical(store.get("a", {"n": 1}, dataset), first)
     store.get("a", {"n": 1}, never)
+
+
+def test_what_a_killed_writer_left_is_swept(store):
+    path = store.path("a", {"n": 1})
+    part = path.with_name(f"{path.name}.1234.part")
+    part.touch()
+    store.get("a", {"n": 1}, dataset)
+    assert not part.exists()
 
 
 def test_a_full_disk_leaves_nothing(store, monkeypatch):
@@ -247,3 +256,15 @@ def test_a_source_edited_during_the_run_spoils_its_result(store, stubs, monkeypa
     with pytest.raises(RuntimeError, match="stubs was edited"):
         results(stubs.Stub(), store=store)
     assert not list(store.root.glob("*.nc"))
+
+
+def test_a_source_edited_during_the_run_spoils_its_shards(store, stubs, monkeypatch):
+    def run(self, shards):
+        shards[range(1)] = dataset()
+        os.utime(stubs.__file__, (time.time() + 1, time.time() + 1))
+        shards[range(1, 2)] = dataset()
+
+    monkeypatch.setattr(stubs.Stub, "run", run)
+    with pytest.raises(RuntimeError, match="stubs was edited"):
+        results(stubs.Stub(), store=store)
+    assert len(list(store.root.glob("shards/*.nc"))) == 1

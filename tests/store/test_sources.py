@@ -99,6 +99,13 @@ def test_fingerprint(tmp_path, text, with_docstrings, without):
     assert (fingerprint(one, docstrings=False) == fingerprint(two, docstrings=False)) == without
 
 
+def test_what_is_no_python_counts_as_text(tmp_path):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("no Python")
+    two.write_text("no Python either")
+    assert fingerprint(one) != fingerprint(two)
+
+
 def test_versions():
     found = dependencies("import numpy, sklearn, missing_from_everywhere")["packages"]
     assert found["numpy"] == sys.modules["importlib.metadata"].version("numpy")
