@@ -46,14 +46,14 @@ def flat(tensors, ensemble_dims=0):
 
 def split(values, dtype=torch.float64, leading=()):
     """A tensor of shape (*leading, P) as the parameters of a model."""
-    values = torch.as_tensor(values).to(dtype)
+    values = torch.as_tensor(values, dtype=torch.float64).to(dtype)
     sizes = [math.prod(shape) for shape in SHAPES.values()]
     parts = values.split(sizes, -1)
     return {n: v.reshape((*leading, *s)) for (n, s), v in zip(SHAPES.items(), parts, strict=True)}
 
 
-# Few distinct values, so that most draws have ties inside and across the tensors.
-few_values = st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0, math.inf])
+# Few distinct values, so that most draws have ties inside and across the tensors, and almost ties.
+few_values = st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 1.0, 1 + 2.0**-52, math.inf])
 many_values = st.floats(allow_nan=False)
 scores_of_a_model = st.lists(few_values, min_size=P, max_size=P).map(split) | st.lists(
     many_values, min_size=P, max_size=P
@@ -114,15 +114,17 @@ def test_every_type(dtype):
 
 
 def test_tensors_of_several_types_are_compared_exactly():
-    # 1 + 2**-9 and 1 + 2**-20 both round to 1 in bfloat16.
+    # 1 + 2**-9 rounds to 1 in bfloat16, 1 + 2**-40 in float32 too: ties that a seed would break.
     scores = {
         "half": torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
         "single": torch.tensor([1 + 2.0**-9, 0.5]),
         "double": torch.tensor(1 + 2.0**-40, dtype=torch.float64),
     }
-    assert flat(rank(scores)).tolist() == [2, 5, 4, 1, 3]
-    for k in range(6):
-        assert torch.equal(flat(frozen_mask(scores, k)), flat(rank(scores)) <= k)
+    for seed in range(8):
+        ranks = flat(rank(scores, seed))
+        assert ranks.tolist() == [2, 5, 4, 1, 3]
+        for k in range(6):
+            assert torch.equal(flat(frozen_mask(scores, k, seed)), ranks <= k)
 
 
 def test_strides_do_not_matter():
@@ -215,6 +217,12 @@ def test_shuffling_within_keeps_the_share_of_each_tensor(scores, seed):
             assert (shuffled[name] <= k).sum() == (r <= k).sum()
 
 
+def test_shuffling_within_permutes_each_tensor_in_its_own_way():
+    order = torch.arange(40)
+    shuffled = shuffle_within({"a": order, "b": order}, seed=0)
+    assert not torch.equal(shuffled["a"], shuffled["b"])
+
+
 def test_shuffling_within_is_random_also_where_ties_were_broken_with_its_seed():
     runs, p = 4000, 3
     ranks = rank({"w": torch.zeros(runs, p)}, seed=0, ensemble_dims=1)
@@ -266,6 +274,11 @@ def test_k_out_of_range(k):
         frozen_mask({"w": torch.rand(2), "b": torch.rand(1)}, k)
     with pytest.raises(ValueError, match=rf"k is {k}.*\[0, 3\]"):
         mean_frozen([[1, 2, 3]], [0, k])
+
+
+def test_a_mean_over_no_runs():
+    with pytest.raises(ValueError, match=r"must be of shape \(runs, p\), got \(0, 3\)"):
+        mean_frozen(torch.zeros(0, 3), 1)
 
 
 def test_k_must_be_an_integer():
