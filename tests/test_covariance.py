@@ -19,6 +19,7 @@ from torch import nn
 
 from parameter_ordering.covariance import GradientCovariance, running_mean
 from parameter_ordering.ensemble import stack, summed
+from parameter_ordering.gradients import factors
 
 S = 5
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -109,6 +110,27 @@ def test_initial(full):
             torch.testing.assert_close(C.matrix(), want, **CLOSE)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_an_exponential_window_goes_on_for_ever(full):
+    """After 300 updates the first has the weight 2^-300, which float32 cannot hold."""
+    model, (x, y) = perceptron().float(), minibatch()
+    once = GradientCovariance(model, "all", full)
+    C = GradientCovariance(model, "all", full, kappa=0.5)
+    for covariance, updates in ((once, 1), (C, 300)):
+        for _ in range(updates):
+            covariance.update(F.cross_entropy, x.float(), y)
+    torch.testing.assert_close(flat(C.diagonal()), flat(once.diagonal()))
+
+
+@pytest.mark.parametrize("samples", ["first", "all"])
+def test_a_gradient_that_overflows_in_the_burn_in_is_not_counted(samples):
+    model, (x, y) = perceptron(), minibatch()
+    C = GradientCovariance(model, samples, burn_in=2)
+    C.update(F.cross_entropy, x, y)
+    C.update(F.cross_entropy, x * torch.inf, y)
+    assert not flat(C.diagonal()).any()
+
+
 def zip_parameters(model, values):
     sizes = [w.numel() for w in model.parameters()]
     for (name, w), part in zip(model.named_parameters(), values.split(sizes), strict=True):
@@ -140,10 +162,11 @@ def test_sum_loss(samples, full):
 
 
 @pytest.mark.parametrize("samples", ["first", "all"])
-def test_unbiased(samples):
+@pytest.mark.parametrize("full", [False, True])
+def test_unbiased(samples, full):
     model, (x, y) = perceptron(), minibatch()
-    biased = GradientCovariance(model, samples)
-    unbiased = GradientCovariance(model, samples, unbiased=True)
+    biased = GradientCovariance(model, samples, full)
+    unbiased = GradientCovariance(model, samples, full, unbiased=True)
     for C in (biased, unbiased):
         C.update(F.cross_entropy, x, y)
     want = S / (S - 1) * flat(biased.diagonal())
@@ -187,6 +210,12 @@ def test_ensemble_equals_single_models(samples, full, variants, again):
                 torch.testing.assert_close(C.diagonal()[name][i, j], d, **CLOSE)
             if full:
                 torch.testing.assert_close(C.matrix()[i, j], single.matrix(), **CLOSE)
+
+
+def test_an_ensemble_in_blocks(monkeypatch):
+    """What is done at once in the test above goes by in many blocks."""
+    monkeypatch.setattr(factors, "_block", lambda like: 8)
+    test_ensemble_equals_single_models("first", full=False, variants=2, again=False)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +324,16 @@ def test_parameters_without_a_gradient_have_the_gradient_zero(samples, full):
     torch.testing.assert_close(after["2.bias"], before["2.bias"])
 
 
+@pytest.mark.parametrize("samples", ["first", "all"])
+@pytest.mark.parametrize("full", [False, True])
+def test_no_parameter_with_a_gradient(samples, full):
+    model, (x, y) = perceptron(), minibatch()
+    model.unused = nn.Parameter(torch.ones(2))
+    C = GradientCovariance(model, samples, full, parameters=["unused"])
+    C.update(F.cross_entropy, x, y)
+    assert not C.diagonal()["unused"].any()
+
+
 @pytest.mark.parametrize(
     "which", [["2.bias", "0.weight"], lambda name, w: name in ("0.weight", "2.bias")]
 )
@@ -342,6 +381,11 @@ def test_half_precision_is_accumulated_in_float(dtype):
     assert all(d.dtype == torch.float32 for d in C.diagonal().values())
 
 
+def test_the_matrix_has_the_common_type_of_the_parameters():
+    model = nn.Sequential(nn.Linear(4, 3).float(), nn.Linear(3, 3))
+    assert GradientCovariance(model, full=True).matrix().dtype == torch.float64
+
+
 def test_copies_are_independent():
     model, (x, y) = perceptron(), minibatch()
     C = GradientCovariance(model, "all")
@@ -353,16 +397,17 @@ def test_copies_are_independent():
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_saved_and_loaded_goes_on_as_if_uninterrupted(full, tmp_path):
+@pytest.mark.parametrize("kappa", [running_mean, 0.5])
+def test_saved_and_loaded_goes_on_as_if_uninterrupted(full, kappa, tmp_path):
     model, (x, y) = perceptron(), minibatch()
-    C = GradientCovariance(model, "all", full)
-    C.update(F.cross_entropy, x, y)
+    C, resumed = (GradientCovariance(model, "all", full, kappa=kappa) for _ in range(2))
+    for _ in range(2):
+        C.update(F.cross_entropy, x, y)
     torch.save(C.state_dict(), tmp_path / "state")
-    resumed = GradientCovariance(model, "all", full)
     resumed.load_state_dict(torch.load(tmp_path / "state"))
     for each in (C, resumed):
         each.update(F.cross_entropy, x[:3], y[:3])
-        assert each.t == 2
+        assert each.t == 3
     assert torch.equal(flat(C.diagonal()), flat(resumed.diagonal()))
     if full:
         assert torch.equal(C.matrix(), resumed.matrix())
@@ -404,6 +449,7 @@ def test_another_state_is_refused_and_nothing_changed(state, match):
         ({"burn_in": -1}, "burn_in=-1"),
         ({"ensemble_dims": -1}, "ensemble_dims=-1"),
         ({"ensemble_dims": 2}, r"'0.bias' of shape \(3,\).* same for all"),
+        ({"ensemble_dims": 2, "parameters": ["0.bias"]}, r"'0.bias' of shape \(3,\)"),
         ({"parameters": ["0.weight", "wrong"]}, r"unknown parameters \['wrong'\]"),
         ({"parameters": ["0.weight", "0.weight"]}, "stands twice"),
         ({"parameters": ["frozen"]}, r"\['frozen'\] have requires_grad=False"),
@@ -431,6 +477,9 @@ def test_matrix_above_the_limit():
     with pytest.raises(MemoryError, match=r"1 x 27 .* takes 5,832 bytes, .* \(parameters="):
         GradientCovariance(perceptron(), full=True, memory_limit=5831)
     GradientCovariance(perceptron(), full=True, memory_limit=5832)
+    ensemble = stack([perceptron(), perceptron()])
+    with pytest.raises(MemoryError, match=r"2 x 27 .* takes 11,664 bytes"):
+        GradientCovariance(ensemble, full=True, ensemble_dims=2, memory_limit=11663)
     with pytest.raises(ValueError, match="full=True"):
         GradientCovariance(perceptron()).matrix()
 
@@ -492,5 +541,8 @@ def test_wrong_minibatches():
     x, y = minibatch()
     check_refused(GradientCovariance(perceptron()), (x[:1], y[:1]), "S = 1: .* S >= 2")
     check_refused(GradientCovariance(perceptron()), (x, y[:3]), r"\(5, 4\) and y \(3,\) .* axis 0")
-    bad = GradientCovariance(perceptron(), kappa=lambda t: 2.0)
-    check_refused(bad, (x, y), r"kappa\(1\) = 2.0")
+    for few in ((x[0, 0], y), (x, y[0])):
+        check_refused(GradientCovariance(perceptron()), few, "must have the samples on axis 0")
+    for kappa in (2.0, -0.5):
+        bad = GradientCovariance(perceptron(), kappa=lambda t, kappa=kappa: kappa)
+        check_refused(bad, (x, y), rf"kappa\(1\) = {kappa}")
