@@ -41,6 +41,17 @@ def test_samples_on_a_later_axis():
         check_loss(lambda o, y: (o - y).square().sum(), output, y, 1, mean=True)
 
 
+def test_a_loss_that_one_sample_does_not_have():
+    """A mean over pairs: for one sample 0 / 0."""
+    output, y = minibatch(5)
+
+    def loss_fn(o, y):
+        return (o.unsqueeze(1) - o).square().sum() / torch.tensor(len(o) * (len(o) - 1))
+
+    with pytest.raises(ValueError, match="not the mean over samples"):
+        check_loss(loss_fn, output, y, 0, mean=True)
+
+
 @pytest.mark.parametrize(
     ("model", "couples"),
     [

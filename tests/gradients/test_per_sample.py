@@ -80,6 +80,10 @@ def check_factor(factor, want):
 
 LAYERS = {
     "linear": (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=False)), (5,)),
+    "linear, after a change in place": (
+        nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 4)),
+        (5,),
+    ),
     "linear, sequence": (nn.Linear(5, 4), (7, 5)),
     "linear, two axes of positions": (nn.Linear(5, 4), (3, 2, 5)),
     "conv1d": (nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 11)),
@@ -101,12 +105,12 @@ LAYERS = {
         ),
         (1, 8, 8),
     ),
-    "layer norm": (nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)), (5,)),
+    "layer norm": (nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4, eps=0.1)), (5,)),
     "layer norm, two axes": (nn.LayerNorm((3, 5)), (2, 3, 5)),
     "rms norm": (nn.RMSNorm(5, eps=1e-6), (4, 5)),
-    "group norm": (nn.GroupNorm(2, 4), (4, 3, 3)),
+    "group norm": (nn.GroupNorm(2, 4, eps=0.1), (4, 3, 3)),
     "group norm, no positions": (nn.GroupNorm(2, 4), (4,)),
-    "batch norm in evaluation": (nn.BatchNorm2d(3).eval(), (3, 4, 4)),
+    "batch norm in evaluation": (nn.BatchNorm2d(3, eps=0.1).eval(), (3, 4, 4)),
 }
 
 
@@ -362,7 +366,8 @@ class Late(Twice):
     def __init__(self, part):
         super().__init__()
         self.part, self.told = part, False
-        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        if part == "lstm":
+            self.lstm = nn.LSTM(4, 4, batch_first=True)
 
     def forward(self, x):
         x = x.tanh() if self.told and x.sum().item() > 1e9 else x
@@ -488,6 +493,25 @@ def test_a_layer_with_a_forward_of_its_own_has_no_rule(build, shape):
     check(build(), torch.randn(S, *shape), by_layer=set())
 
 
+class Listed(nn.Module):
+    """Scripted, its list is a module without a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 3)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_modules_go_another_way():
+    model = nn.Sequential(torch.jit.script(Listed()), nn.Tanh(), nn.Linear(3, 2))
+    check(model, torch.randn(S, 4), by_layer={"2.weight", "2.bias"})
+
+
 class OfEnsemble(nn.LayerNorm):
     """R = 2 of them: weight and bias (2, n)."""
 
@@ -499,8 +523,22 @@ class OfEnsemble(nn.LayerNorm):
         return self.weight.unsqueeze(1) * x + self.bias.unsqueeze(1)
 
 
-def test_an_ensemble_of_another_layer_than_linear():
-    model, x = OfEnsemble(3), torch.randn(2, S, 3)
+class OfSequences(nn.Linear):
+    """R = 2 of them, on inputs (R, S, T, n): weight (2, m, n)."""
+
+    def __init__(self, n, m):
+        super().__init__(n, m)
+        self.weight, self.bias = nn.Parameter(torch.rand(2, m, n)), nn.Parameter(torch.rand(2, m))
+
+    def forward(self, x):
+        return x @ self.weight.mT.unsqueeze(1) + self.bias.view(2, 1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"), [(lambda: OfEnsemble(3), (3,)), (lambda: OfSequences(3, 4), (5, 3))]
+)
+def test_an_ensemble_of_layers_without_factors(build, shape):
+    model, x = build(), torch.randn(2, S, *shape)
 
     def loss_fn(output, y):
         return output.pow(2).mean(1).sum()
@@ -603,10 +641,12 @@ def test_random_layers_keep_the_masks_of_the_batch(noise, first_only):
                 check_factor(g[name], torch.stack(want[name]))
 
 
-def test_parameters_that_stop_training():
+@pytest.mark.parametrize("before", [0, 1])
+def test_parameters_that_stop_training(before):
     model, x, y = Twice(), torch.randn(S, 4), torch.randn(S)
     gradients = PerSampleGradients(model, dict(model.named_parameters()), True, 0, True)
-    gradients(squared_error, x, y)
+    for _ in range(before):
+        gradients(squared_error, x, y)
     model.a.weight.register_post_accumulate_grad_hook(lambda w: None)
     model.a.requires_grad_(False)
     model.c.bias.requires_grad_(False)
@@ -636,6 +676,14 @@ def test_structured_output(first_only):
         for name in want:
             check_factor(g[name], want[name])
     assert gradients.by_layer == set()
+
+
+def test_an_output_without_an_axis_of_samples():
+    def loss_fn(output, y):
+        return squared_error(output.view(len(y), -1), y)
+
+    model = nn.Sequential(nn.Linear(4, 2), nn.Flatten(0))
+    check(model, torch.randn(S, 4), loss_fn, by_layer=set())
 
 
 @pytest.mark.parametrize("kind", [Own, Twice])
@@ -763,11 +811,14 @@ def test_models_that_couple_the_samples_are_refused(first_only):
 
 
 class ZeroHead(Twice):
-    """No gradient reaches beyond the last layer, `c`, before its first step; `a` is used again."""
+    """No gradient, or next to none, reaches beyond the last layer before its first step.
 
-    def __init__(self):
+    The layer before it is used again.
+    """
+
+    def __init__(self, weight):
         super().__init__()
-        nn.init.zeros_(self.c.weight)
+        nn.init.constant_(self.c.weight, weight)
 
     def forward(self, x):
         return self.c(F.linear(self.a(x).tanh(), self.a.weight))
@@ -775,13 +826,15 @@ class ZeroHead(Twice):
 
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("S", [2, 6])
-def test_a_gradient_that_is_zero_at_first_is_put_to_the_test_later(S, first_only):
-    model, x, y = ZeroHead(), torch.randn(S, 4), torch.randn(S)
+@pytest.mark.parametrize("weight", [0.0, 1e-12])
+def test_a_gradient_that_is_zero_at_first_is_put_to_the_test_later(weight, S, first_only):
+    model, x, y = ZeroHead(weight), torch.randn(S, 4), torch.randn(S)
     gradients = PerSampleGradients(model, dict(model.named_parameters()), first_only, 0, True)
     for lr in (0.0, 0.1, 0.1, 0.1):
         want = brute_force(model, squared_error, x, y)
         _, _, g = gradients(squared_error, x, y)
-        tested = {"c.weight", "c.bias"} | ({"a.bias"} if want["a.weight"].any() else set())
+        reached = want["a.weight"].norm() > 1e-6
+        tested = {"c.weight", "c.bias"} | ({"a.bias"} if reached else set())
         assert gradients.by_layer == tested
         for name in want:
             torch.testing.assert_close(g[name].first(), want[name][0], rtol=1e-10, atol=1e-10)
@@ -809,6 +862,37 @@ def test_a_gradient_that_vanishes_in_the_mean_only(first_only):
     torch.testing.assert_close(g["a.weight"].first(), want[0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_what_rounding_leaves_of_a_gradient_that_vanishes_is_no_ground_to_refuse(structured):
+    x = torch.randn(S, 3, 4)
+    x[-1] = -x[:-1].sum(0)
+
+    def loss_fn(output, y):
+        return (output["mean"] if structured else output).flatten(1).sum(1).mean()
+
+    if structured:
+        model, by_layer = Structured(), set()
+        model.c.bias = None
+    else:
+        model, by_layer = nn.Linear(4, 2), {"weight", "bias"}
+    check(model, x, loss_fn, by_layer=by_layer)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_a_loss_that_no_gradient_shows_at_first_is_refused_later(first_only):
+    model, x, y = nn.Embedding(4, 3), torch.randint(0, 4, (S,)), torch.randn(S)
+    nn.init.zeros_(model.weight)
+    gradients = PerSampleGradients(model, ["weight"], first_only, 0, True)
+
+    def loss_fn(output, y):
+        return output.square().sum()
+
+    gradients(loss_fn, x, y)
+    nn.init.normal_(model.weight)
+    with pytest.raises(ValueError, match="not the mean over samples"):
+        gradients(loss_fn, x, y)
+
+
 @pytest.mark.parametrize("first_only", [False, True])
 def test_a_coupling_that_no_gradient_shows_at_first_is_refused_later(first_only):
     model, x, y = Across(nn.Linear(3, 3)), torch.randn(S, 3), torch.randn(S)
@@ -819,6 +903,38 @@ def test_a_coupling_that_no_gradient_shows_at_first_is_refused_later(first_only)
     nn.init.normal_(model.c.weight)
     with pytest.raises(ValueError, match="couples the samples"):
         gradients(squared_error, x, y)
+
+
+class Structured(nn.Module):
+    """Has no tensor as its output; looks across the minibatch once it is told to."""
+
+    told = False
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return {"mean": self.c(x - x.mean(0) if self.told else x)}
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("first_only", [False, True])
+def test_behind_a_structured_output_the_sum_shows_a_coupling(before, first_only):
+    model, x, y = Structured(), torch.randn(S, 4), torch.randn(S)
+    gradients = PerSampleGradients(model, ["c.weight"], first_only, 0, True)
+
+    def loss_fn(output, y):
+        return squared_error(output["mean"], y)
+
+    for _ in range(before):
+        gradients(loss_fn, x, y)
+    model.told = True
+    with pytest.raises(RuntimeError, match=r"for 'c\.weight' do not add up") as error:
+        gradients(loss_fn, x, y)
+    assert error.value.__notes__ == [
+        "This happened to the gradients of single samples for ['c.weight']."
+    ]
 
 
 def traces(model):
