@@ -184,6 +184,20 @@ def test_a_missing_gradient_leaves_a_compact_tensor():
     assert (w == 7).all()
 
 
+def test_a_compact_step_that_failed_leaves_nothing_to_put_back():
+    w, v = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = MaskedAdam([{"params": [w]}, {"params": [v]}], compact=True)
+    freeze(optimizer, {w: torch.arange(4) < 2})
+    w.grad, v.grad = torch.ones(4), torch.ones(4).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    with torch.no_grad():
+        w.fill_(7.0)
+    w.grad, v.grad = None, None
+    optimizer.step()
+    assert (w == 7).all()
+
+
 @given(OPTIONS, st.booleans())
 def test_checkpoints_freeze_and_bring_their_layout(options, compact):
     params = parameters(0)
@@ -216,6 +230,20 @@ def test_a_checkpoint_of_adam_goes_on_in_masked_adam(kind, compact):
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
     assert (sum(x.numel() for x in moments(other)) < 2 * sum(p.numel() for p in params)) == compact
+
+
+def test_a_checkpoint_of_masked_adam_goes_on_in_adam():
+    params = parameters(0)
+    optimizer = MaskedAdam(params, lr=0.1)
+    freeze(optimizer, masks(params, 0))
+    train(params, optimizer, 1)
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    other = optim.Adam(others)
+    freeze(other)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(params, optimizer, 2)
+    train(others, other, 2)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
 
 def test_compact_moments_are_refused_by_other_optimizers():
