@@ -93,6 +93,41 @@ def test_it_follows_any_k(ks):
     assert all(moved.all() for moved in iterate(model, optimizer, nothing, batches(1)))
 
 
+def test_unfrozen_it_freezes_again_at_its_next_step():
+    model = perceptron()
+    optimizer, scores = adamw(model), scores_of(model)
+    schedule = FreezeSchedule(optimizer, lambda: rank(scores), ramp(9, t0=1))
+    schedule.step()
+    schedule.unfreeze()
+    assert schedule.k == 0
+    (moved,) = iterate(model, optimizer, schedule, batches(1))
+    assert moved.all()
+    assert schedule.k == 9
+    (moved,) = iterate(model, optimizer, schedule, batches(1))
+    assert torch.equal(moved, ~flat(frozen_mask(scores, 9).values()))
+
+
+def test_what_the_schedule_did_not_switch_off_it_does_not_switch_on():
+    model = perceptron()
+    model[0].weight.requires_grad_(False)
+    scores = scores_of(model)
+    schedule = FreezeSchedule(adamw(model), lambda: rank(scores), lambda t: P)
+    schedule.step()
+    model[2].bias.requires_grad_(False)
+    schedule.unfreeze()
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, False]
+
+
+def test_parameters_without_elements():
+    model = perceptron()
+    model.empty = nn.Parameter(torch.ones(0, 3))
+    optimizer, scores = adamw(model), scores_of(model)
+    schedule = FreezeSchedule(optimizer, lambda: rank(scores), ramp(9, t0=1))
+    schedule.step()
+    (moved,) = iterate(model, optimizer, schedule, batches(1))
+    assert torch.equal(moved, ~flat(frozen_mask(scores, 9).values()))
+
+
 @pytest.mark.parametrize(("by", "whole"), [(by_units, 10), (by_tensors, 4)])
 def test_units_and_tensors(by, whole):
     model = perceptron()
@@ -143,6 +178,19 @@ def test_resumed_equals_uninterrupted(interrupted_after, optimizer_first, by):
     for p, q in zip(model.parameters(), straight[0].parameters(), strict=True):
         for key, value in straight[1].state[q].items():
             assert torch.equal(optimizer.state[p][key], value), key
+
+
+def test_a_state_from_before_the_order_was_needed():
+    model = perceptron()
+    optimizer = adamw(model)
+    schedule = FreezeSchedule(optimizer, lambda: rank(scores_of(model)), ramp(9, t0=1))
+    before = schedule.state_dict()
+    schedule.step()
+    schedule.load_state_dict(before)
+    assert (schedule.t, schedule.k, schedule.ranks) == (0, 0, None)
+    (moved,) = iterate(model, optimizer, schedule, batches(1))
+    assert moved.all()
+    assert all(map(torch.equal, schedule.ranks.values(), rank(scores_of(model)).values()))
 
 
 def by_size(model):
@@ -221,14 +269,16 @@ def test_errors_change_nothing():
     with pytest.raises(ValueError, match=r"build it from model.named_parameters\(\)"):
         FreezeSchedule(torch.optim.SGD(model.parameters()), dict, ramp(1, t0=1))
     optimizer, scores = adamw(model), scores_of(model)
-    schedule = FreezeSchedule(optimizer, lambda: rank(scores), lambda t: [3, P + 1, 3][t - 1])
+    schedule = FreezeSchedule(optimizer, lambda: rank(scores), lambda t: [3, P + 1, -1, 3][t - 1])
     list(iterate(model, optimizer, schedule, batches(1)))
-    with pytest.raises(ValueError, match=rf"k\(2\) is {P + 1}; it must be in \[0, {P}\]"):
-        list(iterate(model, optimizer, schedule, batches(1)))
+    for wrong in (rf"k\(2\) is {P + 1}", r"k\(3\) is -1"):
+        with pytest.raises(ValueError, match=rf"{wrong}; it must be in \[0, {P}\]"):
+            list(iterate(model, optimizer, schedule, batches(1)))
     assert schedule.k == 3
     (moved,) = iterate(model, optimizer, schedule, batches(1))
     assert torch.equal(moved, ~flat(frozen_mask(scores, 3).values()))
-    with pytest.raises(ValueError, match="1 <= t0 <= t1"):
-        ramp(3, t0=5, t1=4)
+    for t0, t1 in ((5, 4), (0, None)):
+        with pytest.raises(ValueError, match="1 <= t0 <= t1"):
+            ramp(3, t0, t1)
     with pytest.raises(ValueError, match="'other' is not among"):
         FreezeSchedule(optimizer, lambda: {"other": torch.ones(1)}, lambda t: 1).step()

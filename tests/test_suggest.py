@@ -135,6 +135,28 @@ def test_the_upper_bound_decides_not_the_mean():
     assert k_tolerating(upper) == 5
 
 
+def test_the_seed_alone_decides_what_is_resampled():
+    """Not how many random numbers the training takes; and what the defaults are."""
+
+    def wasteful(model, optimizer, batch):
+        torch.rand(3)
+        descend(model, optimizer, batch)
+
+    def losses(model):
+        return quadratic_losses(model)[0] * torch.linspace(0, 2, 9, dtype=torch.float64)
+
+    def bounds(**arguments):
+        model = Point()
+        found = suggest(model, sgd(model), losses, **arguments)
+        return torch.stack([found.lower, found.upper])
+
+    default = bounds(trials=3, confidence=0.95, seed=0, candidates=range(6))
+    assert torch.equal(bounds(), default)
+    assert torch.equal(bounds(step=wasteful), default)
+    for other in ({"trials": 2}, {"confidence": 0.9}, {"seed": 1}):
+        assert not torch.equal(bounds(**other), default)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that an operation gave."""
 
@@ -148,13 +170,14 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("objects", [100, 30_000])
-def test_the_bootstrap_of_one_trial_is_that_of_a_mean(objects):
+@pytest.mark.parametrize(("confidence", "quantile"), [(0.95, 1.645), (0.8, 0.842)])
+def test_the_bootstrap_of_one_trial_is_that_of_a_mean(objects, confidence, quantile):
     """Whatever the number of objects, in little memory; against the normal distribution."""
     growth = torch.randn(1, 2, objects, dtype=torch.float64)
     with Largest() as largest:
-        mean, lower, upper = _mean_and_bounds(growth, 0.95)
+        mean, lower, upper = _mean_and_bounds(growth, confidence)
     torch.testing.assert_close(mean, growth.mean((0, 2)))
-    error = 1.645 * growth.std(-1, correction=0)[0] / objects**0.5
+    error = quantile * growth.std(-1, correction=0)[0] / objects**0.5
     torch.testing.assert_close(mean - lower, error, rtol=0.1, atol=0.0)
     torch.testing.assert_close(upper - mean, error, rtol=0.1, atol=0.0)
     assert largest.numel <= 2**20
@@ -224,6 +247,7 @@ def test_model_optimizer_and_random_numbers_are_untouched(frozen):
     for what, value in before.items():
         assert same(value, after[what]), what
     assert (found.growth[1:] != 0).all()
+    assert found.growth.dtype == torch.float64
     again = suggest(model, optimizer, validation_losses, shuffled, **arguments)
     assert same(tuple(found), tuple(again))
 
@@ -235,6 +259,7 @@ def test_a_trial_with_nothing_frozen_is_the_training_itself():
     def losses(model):
         seen.append(copy.deepcopy(model.state_dict()))
         assert not model.training
+        assert not torch.is_grad_enabled()
         return validation_losses(model)
 
     arguments = {"step": classify, "ranks": {"4.bias": torch.tensor([1, 2])}, "trials": 2}
@@ -245,6 +270,14 @@ def test_a_trial_with_nothing_frozen_is_the_training_itself():
         for batch in stretch:
             classify(other, other_optimizer, batch)
         assert same(seen[2 * trial], other.state_dict())
+
+
+def test_parameters_without_elements():
+    model = Point()
+    model.empty = nn.Parameter(torch.ones(0))
+    ranks = RANKS | {"empty": torch.ones(0, dtype=torch.int64)}
+    found = suggest(model, sgd(model), ranks=ranks, candidates=range(5))
+    torch.testing.assert_close(found.growth, true_growth(range(5)), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("k", [1, 4, 6])
@@ -282,14 +315,18 @@ def test_tensors_are_a_granularity_too():
     ("arguments", "message"),
     [
         ({"tolerance": -0.1}, "tolerance is -0.1"),
+        ({"tolerance": torch.nan}, "tolerance is nan"),
         ({"steps": 0}, "steps=0"),
         ({"trials": 0}, "trials=0"),
+        ({"confidence": 0.5}, "confidence is 0.5"),
         ({"confidence": 1.0}, "confidence is 1.0"),
         ({"candidates": [2, 6]}, r"\[0, 2, 6\]; each must be in \[0, 5\]"),
         ({"candidates": [-1]}, r"\[-1, 0\]"),
         ({"batches": [None] * 20}, "ended after 20, 3 trials of 7 steps need 21"),
         ({"losses": lambda model: model.w.sum()}, r"shape \(\)"),
+        ({"losses": lambda model: model.w[:1]}, r"shape \(1,\); \(n,\) with n >= 2"),
         ({"losses": lambda model: model.w * torch.inf}, "not finite"),
+        ({"losses": lambda model: model.w * torch.tensor([1, 1, 1, 1, torch.nan])}, "not finite"),
     ],
 )
 def test_wrong_input_is_named(arguments, message):
