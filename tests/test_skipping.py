@@ -132,6 +132,15 @@ def test_with_all_frozen_backward_is_legal_and_nothing_moves():
     assert not any(map(torch.equal, model.state_dict().values(), start.values()))
 
 
+def test_what_has_no_elements_is_not_the_one_that_keeps_its_gradient():
+    model = nn.Module()
+    model.w, model.empty = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(0))
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    with skip_gradients(model.named_parameters(), mask):
+        model.w.sum().backward()
+    assert model.w.grad.tolist() == [1, 1]
+
+
 def test_unknown_names_change_nothing():
     model = perceptron()
     mask = mask_of(model, whole=["0.weight"]) | {"1.weight": torch.ones(2, dtype=torch.bool)}

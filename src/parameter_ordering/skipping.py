@@ -54,7 +54,7 @@ def skip_gradients(
     parameters = dict(parameters)
     if unknown := mask.keys() - parameters.keys():
         raise ValueError(f"the mask names {sorted(unknown)}, which are no parameters")
-    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    trainable = [name for name, p in parameters.items() if p.requires_grad and p.numel()]
     whole = [name for name in trainable if name in mask and mask[name].all()]
     skipped = ExitStack()
     for name in whole[:-1] if whole == trainable else whole:
