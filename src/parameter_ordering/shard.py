@@ -95,9 +95,7 @@ class Shard:
         of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
         return Training(
             model=model,
-            optimizer=MaskedAdam(
-                model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
-            ),
+            optimizer=MaskedAdam(model.named_parameters(), lr=experiment.lr, fused=True),
             start=start,
             covariance=GradientCovariance(
                 model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
