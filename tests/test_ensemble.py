@@ -203,6 +203,20 @@ def test_a_branch_starts_where_its_run_stands(build, loss):
         assert optimizer.state[w]["step"] == 1
 
 
+def test_a_branch_has_gradients_of_its_own_shape_whoever_holds_an_old_graph():
+    model = stack(models(lambda: perceptron(N, 4, 1))[:1])
+    optimizer = MaskedAdam(model.named_parameters(), lr=LR)
+    x = torch.randn(1, 1, S, N, dtype=torch.float64)
+    model(x).sum().backward()
+    optimizer.step()
+    held = model(x)
+    branch(model, optimizer, V)
+    model(x).sum().backward()
+    assert held.requires_grad
+    for w in model.parameters():
+        assert w.grad.shape == w.shape
+
+
 @each_kind
 @pytest.mark.parametrize("chunk", [1, 7, M, 1000])
 def test_the_loss_is_that_of_each_model(build, loss, chunk):

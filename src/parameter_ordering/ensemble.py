@@ -69,17 +69,26 @@ def _stack(layers: Sequence[nn.Linear]) -> Linear:
 
 @torch.no_grad()
 def branch(model: nn.Module, optimizer: torch.optim.Optimizer, variants: int) -> None:
-    """Copy each run of an ensemble (R, 1, ...) ``variants`` times, with its optimizer state."""
+    """Copy each run of an ensemble (R, 1, ...) ``variants`` times, with its optimizer state.
+
+    The parameters of the model are new ones then: while somebody holds a graph of an old one,
+    autograd gives that gradients of its old shape, whatever its data are.
+    """
 
     def expand(tensor: Tensor) -> Tensor:
         return tensor.expand(-1, variants, *tensor.shape[2:]).contiguous()
 
-    for parameter in model.parameters():
-        shape = parameter.shape
-        parameter.data, parameter.grad = expand(parameter), None
-        for key, value in optimizer.state[parameter].items():
-            if torch.is_tensor(value) and value.shape == shape:
-                optimizer.state[parameter][key] = expand(value)
+    new = {}
+    for name, old in list(model.named_parameters()):
+        layer, _, local = name.rpartition(".")
+        new[old] = nn.Parameter(expand(old))
+        setattr(model.get_submodule(layer), local, new[old])
+        optimizer.state[new[old]] = {
+            key: expand(value) if torch.is_tensor(value) and value.shape == old.shape else value
+            for key, value in optimizer.state.pop(old, {}).items()
+        }
+    for group in optimizer.param_groups:
+        group["params"] = [new[old] for old in group["params"]]
 
 
 def summed(per_sample: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
