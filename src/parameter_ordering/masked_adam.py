@@ -49,9 +49,7 @@ class MaskedAdam(Adam):
             groups, and a checkpoint of ``MaskedAdam`` brings its own.
         finite_gradients: a promise that no gradient is ever inf or NaN; one that is spoils the
             frozen value that it belongs to. Where gradients are masked in the backward pass, with
-            ``compact`` or with ``differentiable`` it changes nothing. Experimental: in fresh
-            processes on a busy machine a frozen value became NaN a few times, and we have not
-            found why.
+            ``compact`` or with ``differentiable`` it changes nothing.
 
     Raises:
         ValueError: for ``compact`` with ``differentiable``, and for ``finite_gradients`` with a

@@ -95,7 +95,9 @@ class Shard:
         of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
         return Training(
             model=model,
-            optimizer=MaskedAdam(model.named_parameters(), lr=experiment.lr, fused=True),
+            optimizer=MaskedAdam(
+                model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
+            ),
             start=start,
             covariance=GradientCovariance(
                 model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
