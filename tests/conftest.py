@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 from zlib import crc32
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,13 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _look():
+    """The style of the book, which a test may set, is not left to the next."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture

@@ -76,19 +76,19 @@ def loss_figure(
     """
     share = data.k / data.sizes["parameter"]
     figure, axes = _train_and_test()
-    for axis, split in zip(axes, ("train", "test"), strict=True):
+    for split, axis in axes.items():
         for order in orders:
             loss = data.loss.sel(split=split, order=order)
             faint = min(0.3, 5 / data.sizes["run"])
             axis.plot(share, loss.transpose("k", "run"), color=COLOURS[order], lw=0.7, alpha=faint)
             look = {"color": COLOURS[order], "ls": "-" if order in _COMPARED else "--", "lw": 2.2}
             axis.plot(share, loss.mean("run"), label=NAMES[order], **look)
-    axes[0].set_ylabel(label)
+    axes["train"].set_ylabel(label)
     if log:
-        _log_axis(axes[0])
+        _log_axis(axes["train"])
     elif data.loss.min() < data.loss.max() / 2:
-        axes[0].set_ylim(bottom=0)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        axes["train"].set_ylim(bottom=0)
+    figure.legend(*axes["train"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -104,7 +104,7 @@ def ratio_figure(
         versus: which of its orders to compare with.
     """
     figure, axes = _train_and_test()
-    for axis, split in zip(axes, ("train", "test"), strict=True):
+    for split, axis in axes.items():
         axis.axhline(1, color="0.5", ls=":", lw=1)
         for order in versus:
             ratios = growth_ratios(data, "covariance", order, split)
@@ -114,9 +114,9 @@ def ratio_figure(
             look = {"color": COLOURS[order]}
             axis.plot(share, value, "o-", ms=3, label=f"to {NAMES[order]}", **look)
             axis.fill_between(share, *np.transpose(intervals), alpha=0.2, lw=0, **look)
-    axes[0].set_ylabel("growth in the proposed order,\nas a ratio")
-    axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    axes["train"].set_ylabel("growth in the proposed order,\nas a ratio")
+    axes["train"].set_ylim(bottom=min(0, axes["train"].get_ylim()[0]))
+    figure.legend(*axes["train"].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -250,10 +250,11 @@ def weight_figure(data: xr.Dataset) -> Figure:
     return figure
 
 
-def _train_and_test() -> tuple[Figure, np.ndarray]:
+def _train_and_test() -> tuple[Figure, dict[str, Axes]]:
     """Two panels that share the axis of the loss, each with the share of frozen parameters."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-    for axis, split, letter in zip(axes, ("train", "test"), "ab", strict=True):
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+    axes = dict(zip(("train", "test"), panels, strict=True))
+    for (split, axis), letter in zip(axes.items(), "ab", strict=True):
         axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
         axis.xaxis.set_major_formatter(PercentFormatter(1))
     figure.get_layout_engine().set(w_pad=0.15)

@@ -16,11 +16,11 @@ from parameter_ordering.evidence.growth import growth_ratio, growth_ratios, mean
 from parameter_ordering.evidence.ledger import Row
 from parameter_ordering.evidence.metrics import METRICS
 from parameter_ordering.evidence.stability import rank_correlations, share_near_one, stability
-from parameter_ordering.evidence.statistics import mean_difference, quantile
+from parameter_ordering.evidence.statistics import Ratio, mean_difference, quantile
 from parameter_ordering.figures import NAMES
 
 NO_RATIO = "–"
-_T0 = {"early": "early", "rule": "late"}
+_LATE = {"rule": "late"}
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
 
@@ -98,8 +98,10 @@ def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | s
             yield f"{prefix}{column}_{order}", float(value)
     yield f"{prefix}reading", _reading(table.loc["covariance"])
     yield f"{prefix}ratio", ratio(data, "covariance", "random")
+    ratios = growth_ratios(data, "covariance", "random")
+    shares = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
     for name, sign in (("below", -1), ("above", 1)):
-        yield f"{prefix}{name}", _where(data, sign)
+        yield f"{prefix}{name}", _ranges(shares, [_clear(each, sign) for each in ratios.values()])
     loss = data.loss.sel(split="test", order="random").mean("run")
     yield f"{prefix}loss_first", float(loss[0])
     yield f"{prefix}loss_last", float(loss[-1])
@@ -115,22 +117,18 @@ def _reading(row: pd.Series) -> str:
     return "faster than" if row.low > 0 else _UNDECIDED
 
 
-def _where(data: xr.Dataset, sign: int) -> str:
-    """The k / p at which the growth as a ratio to random's is clear of 1, as ranges of percent.
+def _clear(ratio: Ratio | None, sign: int) -> bool:
+    """Whether the 95 % interval lies above 1, or with the sign -1 below."""
+    return ratio is not None and sign * ratio.t(1) > quantile(0.95, ratio.df)
 
-    Args:
-        data: of :meth:`Experiment.run`.
-        sign: -1 for a ratio below 1, 1 for one above.
-    """
-    ratios = growth_ratios(data, "covariance", "random")
-    clear = [ratio is not None and sign * ratio.t(1) > quantile(0.95, ratio.df)
-             for ratio in ratios.values()]  # fmt: skip
-    share = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
+
+def _ranges(shares: Sequence[str], found: Sequence[bool]) -> str:
+    """The shares at which something was found, neighbours as a range."""
     ranges = []
-    for found, places in groupby(range(len(share)), key=clear.__getitem__):
-        first, *_, last = [*places] * 2
-        if found:
-            ranges.append(share[first] if first == last else f"{share[first]} to {share[last]}")
+    for wanted, group in groupby(zip(shares, found, strict=True), key=lambda pair: pair[1]):
+        run = [share for share, _ in group]
+        if wanted:
+            ranges.append(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}")
     return ", ".join(ranges) or "no share"
 
 
@@ -143,7 +141,7 @@ def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
     found = {}
     for row in rows:
         level, _, t0, *_ = row.case.split("/")
-        found.setdefault((row.id, f"{level}, {_T0[t0]}"), []).append(row.verdict)
+        found.setdefault((row.id, f"{level}, {_LATE.get(t0, t0)}"), []).append(row.verdict)
     columns = list(dict.fromkeys(column for _, column in found))
     table = {
         claim.id: {"claim": claim.claim, "where": claim.where}
@@ -187,7 +185,7 @@ def cases(rows: Sequence[Row]) -> Styler:
     frame = pd.DataFrame(
         {
             "claim": row.id,
-            "case": ", ".join(_T0.get(part, part) for part in row.case.split("/")),
+            "case": ", ".join(_LATE.get(part, part) for part in row.case.split("/")),
             "estimate": row.estimate,
             "95 % interval": f"{row.low:.3g} to {row.high:.3g}",
             "unit": row.unit,
