@@ -35,7 +35,8 @@ class _ThisInterpreter(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
+        # It is told to end by an interrupt, and logs that as an error.
+        return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))
 
 
 def main() -> None:
