@@ -22,18 +22,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     given = parser.parse_args()
-    for name in given.names or NAMES:
+    for name in given.names:
         if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")
+    facts = origin()  # before the first record changes the checkout
+    for name in given.names or NAMES:
         rows = import_module(f"benchmarks.{name}").run(quick=given.quick)
         print(f"\n{name}\n{pd.DataFrame(rows).to_string(index=False)}", flush=True)
         if not given.quick:
-            _keep(name, rows)
+            _keep(name, facts, rows)
 
 
-def _keep(name: str, rows: list[dict]) -> None:
+def _keep(name: str, facts: dict, rows: list[dict]) -> None:
     record = {
-        **origin(),
+        **facts,
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "versions": {package: version(package) for package in VERSIONS},
         "rows": rows,
