@@ -1,6 +1,10 @@
-"""The parameters cells of the experiment chapters are the defaults of the experiments."""
+"""The parameters cells of the experiment chapters are the defaults of the experiments.
+
+And no chapter's text hangs on a value of its settings.
+"""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +14,8 @@ import pytest
 from parameter_ordering import experiments
 from parameter_ordering.experiment import Experiment
 
-CHAPTERS = sorted((Path(__file__).parents[1] / "chapters" / "experiments").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "chapters"
+CHAPTERS = sorted((FOLDER / "experiments").glob("*.ipynb"))
 
 
 def defaults(chapter: Path) -> dict:
@@ -43,3 +48,12 @@ def test_every_parameter_reaches_the_experiment(chapter):
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     for name in defaults(chapter):
         assert f"{name}={name}" in code
+
+
+@pytest.mark.parametrize(
+    "chapter", sorted(FOLDER.rglob("*.ipynb")), ids=lambda chapter: chapter.stem
+)
+def test_no_number_in_the_text_is_called_by_the_value_of_a_setting(chapter):
+    """With other parameters there would be nothing of that name."""
+    keys = re.findall(r"{glue:text}`([^:`]*)", chapter.read_text())
+    assert not [key for key in keys if re.search(r" \d", key)]
