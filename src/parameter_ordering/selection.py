@@ -11,17 +11,17 @@ from torch import Tensor
 def mark_first(scores: list[Tensor], masks: list[Tensor], k: int, seed: int) -> None:
     """Set the masks of a model: below the k-th smallest score, and as many of its ties as lack."""
     kth = kth_smallest(concatenate(scores), k)
-    ties, keys, lacking, start = [], [], k, 0
+    keys, lacking, start = [], k, 0
     for s, mask in zip(scores, masks, strict=True):
         # One element rather than a scalar: a scalar would be rounded to the type of s.
         torch.lt(s, kth.to(s.device), out=mask)
         lacking -= int(mask.count_nonzero())
-        ties.append(s == kth.to(s.device))
-        keys.append(tie_breaks(ties[-1].nonzero().squeeze(1).add_(start), seed))
+        tied = (s == kth.to(s.device)).nonzero().squeeze(1)
+        keys.append(tie_breaks(tied.add_(start), seed))
         start += len(s)
     last = kth_smallest(concatenate(keys), lacking)
-    for mask, tied, key in zip(masks, ties, keys, strict=True):
-        mask.masked_scatter_(tied, key <= last.to(key.device))
+    for s, mask, key in zip(scores, masks, keys, strict=True):
+        mask.masked_scatter_(s == kth.to(s.device), key <= last.to(key.device))
 
 
 def kth_smallest(flat: Tensor, k: int) -> Tensor:
