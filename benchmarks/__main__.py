@@ -29,9 +29,9 @@ def main() -> None:
             parser.error(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")
     facts = origin()  # before the first record changes the checkout
     for name in given.names or NAMES:
+        run = import_module(f"benchmarks.{name}").run
         # In a process of its own: memory that an earlier one has freed would count for nothing.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            run = import_module(f"benchmarks.{name}").run
             rows = process.submit(run, quick=given.quick).result()
         print(f"\n{name}\n{pd.DataFrame(rows).to_string(index=False)}", flush=True)
         if not given.quick:

@@ -20,6 +20,7 @@ def mark_first(scores: list[Tensor], masks: list[Tensor], k: int, seed: int) -> 
         keys.append(tie_breaks(tied.add_(start), seed))
         start += len(s)
     last = kth_smallest(concatenate(keys), lacking)
+    # What is tied is found again: kept until here, it would be a third array of size p.
     for s, mask, key in zip(scores, masks, keys, strict=True):
         mask.masked_scatter_(s == kth.to(s.device), key <= last.to(key.device))
 

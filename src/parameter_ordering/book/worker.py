@@ -31,7 +31,7 @@ class _ThisInterpreter(AsyncKernelManager):
 
     @default("transport_encryption")
     def _encrypt_if_possible(self) -> str:
-        return "auto"  # by default there is none, and each kernel warns of that
+        return "auto"  # by default there is none
 
     @property
     def kernel_spec(self) -> KernelSpec:
