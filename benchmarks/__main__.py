@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from parameter_ordering.store.origin import origin
+from parameter_ordering.paper.store.origin import origin
 
 FOLDER = Path(__file__).parent
 NAMES = ("engine", "covariance", "masked_adam", "selection", "training_cost", "build")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import nbformat
 
-from parameter_ordering.book.chapters import Chapter
-from parameter_ordering.book.execute import execute
-from parameter_ordering.book.settings import Settings
+from parameter_ordering.paper.book.chapters import Chapter
+from parameter_ordering.paper.book.execute import execute
+from parameter_ordering.paper.book.settings import Settings
 
 _ROOT = Path(__file__).parents[1]
 _BUILD = [

@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.engine_jax import train as train_by_jax
 from benchmarks.turns import Program, seconds_a_step
 from parameter_ordering import experiments
-from parameter_ordering.experiment import Experiment
+from parameter_ordering.paper.experiments.experiment import Experiment
 
 RUNS, ORDERS = 25, ("covariance", "random")
 PLAIN = 10  # models, one after the other; their time is per model

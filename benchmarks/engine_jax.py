@@ -16,7 +16,7 @@ def train(share: dict, tick: Callable[[int], None]) -> None:
 
     Args:
         share: ``layers``, the sizes from input to output; ``loss``, by its name in
-            ``parameter_ordering.models``; ``runs``, ``variants``, ``objects``, ``S``, ``lr``;
+            ``paper.experiments.models``; ``runs``, ``variants``, ``objects``, ``S``, ``lr``;
             ``steps``, the length of the scan.
         tick: called after each scan.
     """

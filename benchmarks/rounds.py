@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from parameter_ordering.shard import keep_freed_memory
+from parameter_ordering.paper.experiments.shard import keep_freed_memory
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
 from parameter_ordering.covariance import GradientCovariance
-from parameter_ordering.data import mnist
 from parameter_ordering.freezing import freeze, unfreeze
 from parameter_ordering.granularity import by_tensors, by_units, to_parameters
 from parameter_ordering.order import frozen_mask
+from parameter_ordering.paper.experiments.data import mnist
 from parameter_ordering.skipping import skip_gradients
 
 S = 128

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from hypothesis import HealthCheck, settings
 
-from parameter_ordering import study
+from parameter_ordering.paper.experiments import book_runs
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -58,6 +58,6 @@ def asked(monkeypatch):
         coordinates |= {"run": range(5), "k": [0, 7, 301]}
         return xr.Dataset({"loss": (("split", "order", "run", "k"), loss)}, coordinates)
 
-    monkeypatch.setattr(study, "results", results)
-    monkeypatch.setattr(study, "converged", lambda curve, window, tolerance: 12345)
+    monkeypatch.setattr(book_runs, "results", results)
+    monkeypatch.setattr(book_runs, "converged", lambda curve, window, tolerance: 12345)
     return asked

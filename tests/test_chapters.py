@@ -12,8 +12,8 @@ import papermill
 import pytest
 
 from parameter_ordering import experiments
-from parameter_ordering.book.settings import Settings
-from parameter_ordering.experiment import Experiment
+from parameter_ordering.paper.book.settings import Settings
+from parameter_ordering.paper.experiments.experiment import Experiment
 
 BOOK = Settings(Path(__file__).parents[1])
 CHAPTERS = sorted((BOOK.root / "chapters" / "experiments").glob("*.ipynb"))

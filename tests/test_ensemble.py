@@ -19,15 +19,15 @@ from parameter_ordering.ensemble import (
 )
 from parameter_ordering.freezing import freeze
 from parameter_ordering.masked_adam import MaskedAdam
-from parameter_ordering.models import (
+from parameter_ordering.order import rank
+from parameter_ordering.paper.experiments.models import (
     binary_cross_entropy,
     cross_entropy,
     linear,
     perceptron,
     squared_error,
 )
-from parameter_ordering.order import rank
-from parameter_ordering.protocol import Minibatches
+from parameter_ordering.paper.experiments.protocol import Minibatches
 
 R, V, N, S, M = 3, 5, 6, 8, 50
 T0, STEPS, LR = 20, 100, 0.01

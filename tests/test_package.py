@@ -1,8 +1,8 @@
-"""The public names of the package.
+"""The public names of the package, and what it takes to have them.
 
-What is tested: every public name is what the imports for type checkers say, and is defined where
-they say; an unknown name is an `AttributeError`; the package alone, which the build of the book
-imports, brings no torch with it.
+What is tested: every public name stands once in the front and is defined where that says; an
+unknown name is an `AttributeError`; the front imports nothing heavier than torch; without the extra
+``paper`` the method works and the experiments say what is missing.
 """
 
 import ast
@@ -14,28 +14,33 @@ from pathlib import Path
 import pytest
 
 import parameter_ordering as package
+from parameter_ordering import paper
+
+FRONT = ast.parse(Path(package.__file__).read_text())
+HOMES = [
+    (alias.asname, node.module)
+    for node in FRONT.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+    if alias.asname
+]
+HEAVY = {"matplotlib", "pandas", "scipy", "seaborn", "sklearn", "xarray"}
 
 
-def homes():
-    """Public names and their modules, as the TYPE_CHECKING block imports them."""
-    tree = ast.parse(Path(package.__file__).read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    assert ast.unparse(block.test) == "TYPE_CHECKING"
-    return {alias.name: node.module for node in block.body for alias in node.names}
+def test_each_public_name_stands_once():
+    names = [name for name, _ in HOMES]
+    assert len(names) == len(set(names)) >= 14
+    assert set(names) <= set(dir(package))
 
 
-def test_the_lists_name_the_same():
-    assert package.__all__ == dir(package)
-    assert sorted(package.__all__) == sorted(homes())
+@pytest.mark.parametrize(("name", "home"), HOMES)
+def test_a_public_name_is_defined_where_the_front_says(name, home):
+    assert getattr(package, name) is getattr(import_module(home), name)
+    assert getattr(package, name).__module__ == home
 
 
-@pytest.mark.parametrize(("name", "home"), homes().items())
-def test_a_public_name_is_what_type_checkers_see(name, home):
-    if home == package.__name__:
-        assert getattr(package, name) is import_module(f"{home}.{name}")
-    else:
-        assert getattr(package, name) is getattr(import_module(home), name)
-        assert getattr(package, name).__module__ == home
+def test_the_experiments_are_found_when_asked_for():
+    assert package.experiments is import_module("parameter_ordering.paper.experiments")
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -43,6 +48,14 @@ def test_an_unknown_name_is_an_attribute_error():
         package.freez  # noqa: B018
 
 
-def test_the_package_alone_imports_no_torch():
-    code = "import sys, parameter_ordering; sys.exit('torch' in sys.modules)"
+def test_the_front_imports_nothing_heavier_than_torch():
+    code = f"import sys, parameter_ordering; sys.exit(bool({HEAVY!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_the_extra_the_experiments_say_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(paper, "find_spec", lambda name: None if name == "xarray" else name)
+    with pytest.raises(ImportError, match=r"need xarray: pip install .*\[paper\]"):
+        package.experiments  # noqa: B018
+    with pytest.raises(SystemExit, match=r"parameter-ordering: .* pip install .*\[paper\]"):
+        paper.command()

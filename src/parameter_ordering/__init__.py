@@ -1,63 +1,33 @@
 """Order the parameters of a torch model by the covariance of its gradients, and freeze them."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from parameter_ordering.covariance import GradientCovariance as GradientCovariance
+from parameter_ordering.freezing import freeze as freeze
+from parameter_ordering.freezing import unfreeze as unfreeze
+from parameter_ordering.granularity import by_tensors as by_tensors
+from parameter_ordering.granularity import by_units as by_units
+from parameter_ordering.granularity import to_parameters as to_parameters
+from parameter_ordering.masked_adam import MaskedAdam as MaskedAdam
+from parameter_ordering.order import frozen_mask as frozen_mask
+from parameter_ordering.order import mean_frozen as mean_frozen
+from parameter_ordering.order import rank as rank
+from parameter_ordering.schedule import FreezeSchedule as FreezeSchedule
+from parameter_ordering.schedule import ramp as ramp
+from parameter_ordering.skipping import skip_gradients as skip_gradients
+from parameter_ordering.suggest import suggest_k as suggest_k
+
 if TYPE_CHECKING:
-    from parameter_ordering import experiments
-    from parameter_ordering.covariance import GradientCovariance
-    from parameter_ordering.freezing import freeze, unfreeze
-    from parameter_ordering.granularity import by_tensors, by_units, to_parameters
-    from parameter_ordering.masked_adam import MaskedAdam
-    from parameter_ordering.order import frozen_mask, mean_frozen, rank
-    from parameter_ordering.schedule import FreezeSchedule, ramp
-    from parameter_ordering.skipping import skip_gradients
-    from parameter_ordering.suggest import suggest_k
-
-# Looked up when first asked for: the build of the book imports this package, and needs no torch.
-_HOMES = {
-    "FreezeSchedule": "schedule",
-    "GradientCovariance": "covariance",
-    "MaskedAdam": "masked_adam",
-    "by_tensors": "granularity",
-    "by_units": "granularity",
-    "experiments": "experiments",
-    "freeze": "freezing",
-    "frozen_mask": "order",
-    "mean_frozen": "order",
-    "ramp": "schedule",
-    "rank": "order",
-    "skip_gradients": "skipping",
-    "suggest_k": "suggest",
-    "to_parameters": "granularity",
-    "unfreeze": "freezing",
-}
-
-__all__ = [
-    "FreezeSchedule",
-    "GradientCovariance",
-    "MaskedAdam",
-    "by_tensors",
-    "by_units",
-    "experiments",
-    "freeze",
-    "frozen_mask",
-    "mean_frozen",
-    "ramp",
-    "rank",
-    "skip_gradients",
-    "suggest_k",
-    "to_parameters",
-    "unfreeze",
-]
+    from parameter_ordering.paper import experiments as experiments
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    """The experiments, when first asked for: they need the extra ``paper``."""
+    if name != "experiments":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_HOMES[name]}")
-    return module if name == _HOMES[name] else getattr(module, name)
+    from parameter_ordering import paper
 
+    paper.require()
+    from parameter_ordering.paper import experiments
 
-def __dir__() -> list[str]:
-    return __all__
+    return experiments

@@ -1,0 +1,144 @@
+"""Orders compared on several data sets: how the loss grows, how stable and how dear they are.
+
+What is compared are results of experiments with the same orders, by name.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from parameter_ordering.paper.evidence.growth import freezable, growth_ratio, mean_growth
+from parameter_ordering.paper.evidence.statistics import mean_difference
+from parameter_ordering.paper.exhibits.chapter_tables import (
+    NO_RATIO,
+    correlation,
+    markdown_table,
+    ratio,
+    styled,
+    two_digits,
+)
+from parameter_ordering.paper.exhibits.figures import COLOURS, NAMES
+from parameter_ordering.paper.orders.scores import SCORES
+
+
+def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> Styler:
+    """Growth of the test loss as a ratio to another order's, with 95 % intervals over runs.
+
+    One row an order, one column a data set; the smallest ratio of a column is bold, and so is
+    every other whose interval of the paired difference to it contains 0.
+    """
+    table, best = {}, {}
+    for name, data in compared.items():
+        growth = mean_growth(data.loss.sel(split="test"))
+        lowest = str(
+            growth.mean("run").drop_sel(order="oracle", errors="ignore").idxmin("order").item()
+        )
+        for order in data.order.values.tolist():
+            table.setdefault(order, {})[name] = ratio(data, order, versus)
+            difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest))
+            low, high = difference.interval()
+            decided = table[order][name] != NO_RATIO
+            best[order, name] = decided and (order == lowest or low <= 0 <= high)
+    frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
+    bold = pd.DataFrame(
+        [["font-weight: bold" if best.get((o, n)) else "" for n in frame] for o in frame.index],
+        frame.index,
+        frame.columns,
+    )
+    table = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
+    return table.format_index(lambda order: NAMES.get(order, order))
+
+
+def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
+    """Growth of the test loss of each order as a ratio to random's, one panel for each data set.
+
+    Args:
+        compared: results of experiments with the same orders, ``random`` among them, by name.
+    """
+    rows = -(-len(compared) // 3)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=(10, 4.6 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
+    orders = list(dict.fromkeys(orders))
+    for axis in axes.flat[len(compared) :]:
+        axis.set_axis_off()
+    for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
+        axis.axvline(1, color="0.5", ls=":", lw=1)
+        for place, order in enumerate(orders):
+            found = growth_ratio(data, order, "random") if order in data.order else None
+            if found is not None:
+                error = np.abs(np.array([found.interval()]).T - found.value)
+                axis.errorbar(found.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
+        if growth_ratio(data, "random", "random") is None:
+            where = {
+                "transform": axis.transAxes,
+                "ha": "center",
+                "va": "center",
+                "backgroundcolor": "w",
+            }
+            axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
+        axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
+        axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
+    axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
+    return figure
+
+
+def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
+    """Share of parameters that can be frozen for a growth of the test loss by 1, 5 and 10 %.
+
+    With 95 % intervals over runs; the row "free" is the share whose gradient never varied.
+    """
+    columns = {}
+    for name, data in compared.items():
+        for tolerance in (0.01, 0.05, 0.1):
+            column = columns.setdefault((name, f"{tolerance:.0%}"), {})
+            for order in orders:
+                estimate = freezable(data.loss.sel(split="test", order=order), tolerance)
+                low, high = estimate.interval()
+                column[NAMES[order]] = (
+                    f"{estimate.value:.0%} ({max(low, 0):.0%}–{min(high, 1):.0%})"
+                )
+            column["free"] = f"{float((data.variance == 0).mean()):.0%}"
+    return styled(pd.DataFrame(columns).T).format(_interval_below)
+
+
+def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
+    """Rank correlation between runs, one row an order, one column a data set."""
+    columns = {
+        name: {NAMES[order]: correlation(data, order) for order in data.order.values.tolist()}
+        for name, data in compared.items()
+    }
+    return styled(pd.DataFrame(columns)).format(two_digits, na_rep="")
+
+
+def scores_table() -> str:
+    """What each score is, what it needs beyond training with Adam, and its source, as Markdown.
+
+    As the first paragraph of its docstring says, and the sentences after "Extra" and "Source".
+    """
+    rows = {}
+    for name, score in SCORES.items():
+        text = inspect.getdoc(score).replace("``", "")
+        text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
+        text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)
+        what = text.partition("\n\n")[0].partition("Extra: ")[0]
+        extra, _, source = text.partition("Extra: ")[2].partition("Source: ")
+        row = {"what it is": what, "extra memory and time": extra, "source": source}
+        rows[NAMES[name]] = {column: " ".join(each.split()) for column, each in row.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+    return markdown_table(table, **{"class": "text", "widths": "20 35 25 30"})
+
+
+def _interval_below(estimate: str) -> str:
+    """An estimate and its interval on two lines of HTML, each in one piece."""
+    return f'<span style="white-space: nowrap">{estimate.replace(" (", "<br>(")}</span>'

@@ -1,0 +1,274 @@
+"""The settings and results of an experiment (section 3)."""
+
+import json
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from typing import ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from joblib import effective_n_jobs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from parameter_ordering.ensemble import summed
+from parameter_ordering.paper.experiments.data import Data
+from parameter_ordering.paper.experiments.parallel import side_by_side
+from parameter_ordering.paper.experiments.protocol import Tick, kappa_of
+from parameter_ordering.paper.experiments.shard import FinishedShards, Shard, data_sets, one_thread
+from parameter_ordering.paper.orders.catalogue import ORDERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """Settings of an experiment, checked; :meth:`run` executes it.
+
+    Attributes:
+        runs: how many independent runs; 25 in the paper.
+        t0: iterations before the freeze.
+        iterations: iterations after the freeze.
+        S: minibatch size.
+        lr: learning rate of Adam.
+        kappa: smoothing of (2.6), "1/t", "1/(t+1)" or a number for all t.
+        grid: how many values of k, in equal steps from 0 to p.
+        orders: which orders to compare, names out of ``ORDERS``.
+        shared_weights: whether all runs start from the same weights.
+        seed: of weights, minibatches and random orders.
+        data_seed: of the data set or of its split.
+        own_data: whether each run has a data set of its own: run r that of ``data_seed + r``.
+        horizon: length of the learning curve that t0 is taken from by rule.
+        window: how far ahead the rule looks; see :func:`converged`.
+        tolerance: which fall of the loss, as a share, the rule takes for none.
+        shard: how many runs are trained together, as one ensemble.
+        device: where to train.
+    """
+
+    name: ClassVar[str]
+    runs: int = 25
+    t0: int = 500
+    iterations: int = 1000
+    S: int = 32
+    lr: float = 1e-3
+    kappa: str = "1/t"
+    grid: int = 21
+    orders: tuple[str, ...] = (
+        "covariance",
+        "random",
+        "random_shared",
+        "random_within_tensors",
+        "covariance_descending",
+    )
+    shared_weights: bool = False
+    seed: int = 0
+    data_seed: int = 0
+    own_data: bool = False
+    horizon: int = 5000
+    window: int = 1000
+    tolerance: float = 0.05
+    shard: int = 13
+    device: str = "cpu"
+
+    def __new__(cls, **settings):
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(
+                    f"{cls.__name__} has no setting {name!r}; it has {', '.join(known)}"
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif field.type in (int, float, bool, str) and type(value) is not field.type:
+                raise TypeError(f"{field.name} must be {field.type.__name__}, got {value!r}")
+        if isinstance(self.orders, str):
+            raise TypeError(f"orders must be a sequence of names, got {self.orders!r}")
+        object.__setattr__(self, "orders", tuple(self.orders))
+        least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
+        least |= {"data_seed": 0, "window": 1, "horizon": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        kappa_of(self.kappa)
+        for order in self.orders:
+            if order not in ORDERS:
+                raise ValueError(f"unknown order {order!r}; known are {', '.join(ORDERS)}")
+        if not self.orders or len(set(self.orders)) < len(self.orders):
+            raise ValueError(f"orders must be distinct and at least one, got {self.orders}")
+
+    @abstractmethod
+    def data(self) -> Data:
+        """The data set that ``data_seed`` gives."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """One model with fresh weights."""
+
+    @staticmethod
+    @abstractmethod
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample (2.3)."""
+
+    @property
+    def p(self) -> int:
+        """Number of parameters of the model."""
+        return sum(w.numel() for w in self.build().parameters())
+
+    @property
+    def k(self) -> list[int]:
+        """The numbers of frozen parameters, ``grid`` of them, in equal steps from 0 to p."""
+        return np.linspace(0, self.p, self.grid).round().astype(int).tolist()
+
+    def replace(self, **settings) -> "Experiment":
+        """The same experiment with other settings."""
+        return replace(self, **settings)
+
+    def run(
+        self,
+        progress: bool = True,
+        jobs: int = -1,
+        backend: str = "loky",
+        scheduler: str | None = None,
+        shards: FinishedShards | None = None,
+    ) -> xr.Dataset:
+        """Train, order, freeze and train on; every run, order and k.
+
+        Args:
+            progress: whether to show a progress bar with the mean loss and the time left.
+            jobs: how many shards of runs to train side by side, in processes of their own; -1 for
+                as many as there are cores.
+            backend: "loky", processes of this machine; or "dask", the workers of a cluster.
+            scheduler: address of the Dask scheduler.
+            shards: finished shards by their runs. Those that it has are not trained again, and
+                others are put in as soon as they are finished.
+
+        Results depend on none of these: bit for bit on machines of one kind, and see
+        ``parameter_ordering.paper.evidence.reference`` where they differ.
+
+        Returns:
+            ``loss`` (split, order, run, k): mean over objects after t0 + iterations (2.3);
+            ``ranks`` (order, run, parameter): I at t0;
+            ``variance`` (run, parameter): diag(C_t0) of (2.6);
+            ``exact_variance`` and ``start_variance`` (run, parameter): of the gradients of all
+            training objects at w_t0 and at w_0;
+            ``w0`` and ``w`` (run, parameter): the weights at the start and at t0;
+            ``w_true`` (feature), or (run, feature) with ``own_data``, where (3.1) drew it.
+
+        Raises:
+            ValueError: for S above the number of training objects.
+            FloatingPointError: when a loss is no longer finite; run, order, k and iteration are
+                named.
+        """
+        data_sets(self, [0])
+        shards = {} if shards is None else shards
+        starts = range(0, self.runs, self.shard)
+        wanted = [range(start, min(start + self.shard, self.runs)) for start in starts]
+        results = {runs: shards.get(runs) for runs in wanted}
+        missing = [runs for runs in wanted if results[runs] is None]
+        alone = backend == "loky" and min(effective_n_jobs(jobs), len(missing)) <= 1
+        steps = self.t0 + self.iterations
+        done = (len(wanted) - len(missing)) * steps
+        with tqdm(
+            total=len(wanted) * steps, initial=done, disable=not progress, desc=self.name
+        ) as bar:
+
+            def tick(loss: float) -> None:
+                bar.update()
+                if bar.n % 50 == 0:
+                    bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+
+            if alone:
+                finished = ((runs, self._shard(runs, tick)) for runs in missing)
+            else:
+                finished = side_by_side(
+                    self._shard,
+                    missing,
+                    jobs=jobs,
+                    backend=backend,
+                    scheduler=scheduler,
+                    code=f"import {type(self).__module__}",
+                )
+            for runs, result in finished:
+                results[runs] = shards[runs] = result
+                if not alone:
+                    bar.set_postfix(loss=f"{float(result.loss.mean()):.4g}", refresh=False)
+                    bar.update(steps)
+        whole = xr.concat(results.values(), "run", data_vars="minimal")
+        return whole.assign_attrs(self._attributes())
+
+    def learning_curve(self, progress: bool = True) -> xr.Dataset:
+        """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
+        runs = range(self.runs)
+        every = max(1, self.window // 10)
+        marks = range(0, self.horizon + 1, every)
+        with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+            shard = Shard(self, runs)
+            model, minibatches = shard.model, shard.minibatches
+            optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
+            curves = [shard.evaluate()[..., 0]]
+            for _ in bar:
+                for _ in range(every):
+                    x, y = next(minibatches)
+                    optimizer.zero_grad()
+                    summed(self.loss)(model(x), y).backward()
+                    optimizer.step()
+                curves.append(shard.evaluate()[..., 0])
+                bar.set_postfix(loss=f"{curves[-1][0].mean():.4g}")
+        loss = np.stack(curves, -1)
+        return xr.Dataset(
+            {"loss": (("split", "run", "iteration"), loss)},
+            {"split": ["train", "test"], "run": list(runs), "iteration": list(marks)},
+            self._attributes(),
+        )
+
+    def _attributes(self) -> dict[str, str]:
+        data = self.data()
+        provenance = {
+            "experiment": self.name,
+            "settings": asdict(self),
+            "data": {"name": repr(data), "sha256": data.checksum},
+            "versions": {name: version(name) for name in ("parameter-ordering", "torch", "numpy")}
+            | {"python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}",
+        }
+        return {"provenance": json.dumps(provenance)}
+
+    def _shard(self, runs: Sequence[int], tick: Tick = lambda loss: None) -> xr.Dataset:
+        """The results of some runs, trained together on one thread."""
+        with one_thread():
+            return Shard(self, runs).train(tick)
+
+
+def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
+    """The t0 of the paper's text, after which quality hardly changes, read off a learning curve.
+
+    The first iteration after which ``window`` more lower the test loss, averaged over runs, by
+    less than the share ``tolerance``.
+
+    Args:
+        curve: of :meth:`Experiment.learning_curve`.
+        window: in iterations, a multiple of the steps of the curve.
+        tolerance: share of the loss at t0.
+
+    Raises:
+        ValueError: if the curve ends too early.
+    """
+    loss = curve.loss.sel(split="test").mean("run")
+    ahead = loss.assign_coords(iteration=loss.iteration - window)
+    loss, ahead = xr.align(loss.sel(iteration=slice(1, None)), ahead)
+    settled = loss.iteration[ahead > (1 - tolerance) * loss]
+    if settled.size:
+        return int(settled[0])
+    raise ValueError(
+        f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
+        f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
+    )

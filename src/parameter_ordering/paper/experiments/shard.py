@@ -1,0 +1,210 @@
+"""Some runs of an experiment, trained together as one ensemble."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from parameter_ordering.covariance import GradientCovariance
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate
+from parameter_ordering.masked_adam import MaskedAdam
+from parameter_ordering.moments import GradientMoments
+from parameter_ordering.paper.experiments.data import Data
+from parameter_ordering.paper.experiments.protocol import (
+    Diverged,
+    Minibatches,
+    Tick,
+    build_all,
+    exact_variance,
+    freeze_and_train,
+    kappa_of,
+    seeds,
+    train,
+    uniform,
+)
+from parameter_ordering.paper.orders.catalogue import ORDERS, Ranks
+from parameter_ordering.paper.orders.training import Training
+
+_ALONE = threading.Lock()
+
+
+class Shard:
+    """R models of an experiment with fresh weights, and the objects that they learn from.
+
+    Args:
+        experiment: an ``Experiment``: settings, data and models.
+        runs: the numbers of the R runs; what happens in one does not depend on the others.
+
+    Attributes:
+        model: ensemble (R, 1, ...), and (R, V, ...) once it is trained.
+        minibatches: of each run.
+
+    Raises:
+        ValueError: for S above the number of training objects.
+    """
+
+    def __init__(self, experiment: Any, runs: Sequence[int]):
+        keep_freed_memory()
+        self.experiment, self.runs = experiment, runs
+        sets = data_sets(experiment, runs)
+        self._w_true = None if sets[0].w is None else torch.stack([data.w for data in sets])
+        self._parts = [
+            _stacked([(data.x_train, data.y_train) for data in sets], experiment.device),
+            _stacked([(data.x_test, data.y_test) for data in sets], experiment.device),
+        ]
+        weight_runs = [0] * len(runs) if experiment.shared_weights else runs
+        weight_seeds = seeds(experiment.seed, "weights", weight_runs)
+        self.model = build_all(experiment.build, weight_seeds).to(experiment.device)
+        run_seeds = seeds(experiment.seed, "minibatches", runs)
+        self.minibatches = Minibatches(*self._parts[0], experiment.S, run_seeds)
+
+    def evaluate(self) -> np.ndarray:
+        """Loss (2.3) on the training part and the test part, (2, R, V)."""
+        losses = [evaluate(self.model, self.experiment.loss, x, y) for x, y in self._parts]
+        return torch.stack(losses).cpu().numpy()
+
+    def train(self, tick: Tick) -> xr.Dataset:
+        """The results, see ``Experiment.run``; ``tick`` gets the mean loss of each iteration."""
+        experiment, k = self.experiment, self.experiment.k
+        trained = self._training()
+        by_parameter = {"w0": _flat(trained.start)}
+        by_parameter["start_variance"] = _flat(exact_variance(trained))
+        try:
+            train(trained, self.minibatches, experiment.t0, tick)
+            ranks = [ORDERS[order](trained) for order in experiment.orders]
+            by_parameter["w"] = _flat(dict(self.model.named_parameters()))
+            by_parameter["variance"] = _flat(trained.covariance.diagonal())
+            by_parameter["exact_variance"] = _flat(exact_variance(trained))
+            freeze_and_train(trained, ranks, k, self.minibatches, experiment.iterations, tick)
+        except Diverged as e:
+            raise FloatingPointError(self._where(e)) from None
+        return self._results(ranks, by_parameter)
+
+    def _training(self) -> Training:
+        """The models before their training, with what watches it."""
+        experiment, model, runs = self.experiment, self.model, self.runs
+        start = {name: w.detach().clone() for name, w in model.named_parameters()}
+        kappa = kappa_of(experiment.kappa)
+        initial = uniform(start, seeds(experiment.seed, "C_0", runs))
+        of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
+        return Training(
+            model=model,
+            optimizer=MaskedAdam(
+                model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
+            ),
+            start=start,
+            covariance=GradientCovariance(
+                model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
+            ),
+            all_samples=of_all(kappa=kappa) if "all_samples" in experiment.orders else None,
+            exact=of_all(kappa=1.0),
+            moments=GradientMoments(model),
+            x=self.minibatches.x[:, None],
+            y=self.minibatches.y[:, None],
+            loss=experiment.loss,
+            w_true=None if self._w_true is None else self._w_true.to(experiment.device),
+            tie_seeds=seeds(experiment.seed, "ties", runs),
+            own_seeds=seeds(experiment.seed, "own order", runs),
+            common_seed=seeds(experiment.seed, "common order", [0])[0],
+        )
+
+    def _where(self, diverged: Diverged) -> str:
+        experiment, k = self.experiment, self.experiment.k
+        order, frozen = divmod(diverged.variant, len(k))
+        where = f"run {self.runs[diverged.run]}"
+        if diverged.t > experiment.t0:
+            where += f", order {experiment.orders[order]}, k = {k[frozen]}"
+        return (
+            f"{experiment.name}, {where}: the loss is {diverged.loss} at iteration {diverged.t}; "
+            f"take a smaller lr than {experiment.lr}"
+        )
+
+    def _results(self, ranks: list[Ranks], by_parameter: dict[str, np.ndarray]) -> xr.Dataset:
+        experiment, runs, k = self.experiment, self.runs, self.experiment.k
+        loss = self.evaluate().reshape(2, len(runs), len(experiment.orders), len(k))
+        variables = {
+            "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
+            "ranks": (
+                ("order", "run", "parameter"),
+                np.stack([_flat(each).astype(np.int32) for each in ranks]),
+            ),
+            **{name: (("run", "parameter"), values) for name, values in by_parameter.items()},
+        }
+        if self._w_true is not None:
+            own = (("run", "feature"), self._w_true.numpy())
+            variables["w_true"] = own if experiment.own_data else ("feature", own[1][0])
+        coordinates = {
+            "split": ["train", "test"],
+            "order": list(experiment.orders),
+            "run": list(runs),
+            "k": k,
+            **_layout(experiment.build()),
+        }
+        return xr.Dataset(variables, coordinates)
+
+
+class FinishedShards(Protocol):
+    """Where finished shards are kept, by their runs: a dict, or what keeps them for longer."""
+
+    def get(self, runs: range, /) -> xr.Dataset | None: ...
+
+    def __setitem__(self, runs: range, dataset: xr.Dataset, /) -> None: ...
+
+
+def data_sets(experiment: Any, runs: Sequence[int]) -> list[Data]:
+    """The data set that all runs share, or one for each."""
+    seed = experiment.data_seed
+    own = [seed + run for run in runs] if experiment.own_data else [seed]
+    sets = [experiment.replace(data_seed=each).data() for each in own]
+    for data in sets:
+        if len(data.x_train) < experiment.S:
+            raise ValueError(f"S = {experiment.S}: there are {len(data.x_train)} training objects")
+    return sets
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: shards run side by side, and results do not depend on how many cores.
+
+    And one at a time in a process, as torch's seed and number of threads are the process's.
+    """
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what a step frees for the next: each page given back costs a fault.
+
+    glibc keeps as much as twice the largest block ever freed, not counting those above 32 MiB.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+def _stacked(objects: Sequence[tuple[Tensor, Tensor]], device: str) -> tuple[Tensor, Tensor]:
+    """x (sets, m, n) and y (sets, m) from those of each set."""
+    x, y = zip(*objects, strict=True)
+    return torch.stack(x).to(device), torch.stack(y).to(device)
+
+
+def _layout(model: nn.Module) -> dict:
+    """Coordinates of the p parameters: the tensor of each, and its place there, in row order."""
+    tensors = {name: w.numel() for name, w in model.named_parameters()}
+    names = np.repeat(list(tensors), list(tensors.values()))
+    places = np.concatenate([np.arange(size) for size in tensors.values()])
+    return {"tensor": ("parameter", names), "place": ("parameter", places)}
+
+
+def _flat(tensors: dict[str, Tensor]) -> np.ndarray:
+    """Tensors (R, 1, ...) by name as one array (R, p), in the order of ``named_parameters``."""
+    return torch.cat([t.detach().flatten(1) for t in tensors.values()], 1).cpu().numpy()

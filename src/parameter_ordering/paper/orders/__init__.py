@@ -1,0 +1,1 @@
+"""Scores of parameters, and the orders made of them."""

@@ -1,0 +1,83 @@
+"""``parameter-ordering run``: an experiment from the command line, with files that can be read."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from parameter_ordering import experiments
+from parameter_ordering.paper.cli.main import main
+
+SETTINGS = {"runs": "3", "t0": "3", "iterations": "3", "grid": "3", "hidden": "2", "lr": "1e-2"}
+SMALL = [each for name, value in SETTINGS.items() for each in (f"--{name}", value)]
+
+
+def run(name, out, *arguments):
+    return main(["run", name, "--out", str(out), *SMALL, "--shared-weights", *arguments])
+
+
+def test_it_writes_results_and_figures(tmp_path, capsys):
+    assert run("boston_housing", tmp_path) == 0
+    written = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [path.rpartition(".")[2] for path in written] == ["nc", "png", "png"]
+    data = xr.load_dataset(written[0], engine="h5netcdf")
+    assert data.sizes["run"] == 3
+    settings = json.loads(data.attrs["provenance"])["settings"]
+    assert (settings["lr"], settings["shared_weights"], settings["t0"]) == (0.01, True, 3)
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in written[1:])
+
+
+def test_it_computes_what_is_not_there(tmp_path, capsys, monkeypatch):
+    assert run("boston_housing", tmp_path) == 0
+    monkeypatch.setattr(experiments.boston_housing, "run", None)
+    first = capsys.readouterr().out
+    assert run("boston_housing", tmp_path) == 0
+    assert capsys.readouterr().out == first
+    with pytest.raises(TypeError, match="not a callable"):
+        run("boston_housing", tmp_path, "--seed", "1")
+
+
+def test_orders_without_the_pair_of_figure_2(tmp_path, capsys):
+    assert run("boston_housing", tmp_path, "--orders", "random") == 0
+    assert capsys.readouterr().out.count(".png") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "0"], "runs must be at least 1"),
+        (["--runs", "many"], "invalid int value: 'many'"),
+        (["--S", "100000"], "S = 100000"),
+        (["--orders", "alphabetical"], "unknown order 'alphabetical'"),
+        (["--depth", "3"], "unrecognized arguments: --depth 3"),
+        (["--run", "3"], "unrecognized arguments: --run 3"),
+    ],
+)
+def test_bad_settings(tmp_path, capsys, arguments, message):
+    try:
+        status = run("boston_housing", tmp_path, *arguments)
+    except SystemExit as exit:
+        status = exit.code
+    assert status != 0
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_unknown_experiment(capsys):
+    assert main(["run", "boston"]) == 2
+    names = "synthetic_1, boston_housing, synthetic_3, mnist, synthetic_2"
+    assert f"no experiment 'boston'; there are: {names}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["boston_housing", "mnist", "synthetic_2"])
+def test_help_describes_every_setting(capsys, name):
+    with pytest.raises(SystemExit):
+        main(["run", name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(getattr(experiments, name)):
+        option = f"--{field.name.replace('_', '-')}"
+        assert option in text
+        assert f"{option} {field.name.upper()} {field.name} (default" not in text, "no description"
+    assert "how many independent runs" in text

@@ -1,9 +1,0 @@
-"""Figures: every order that an experiment can compare has a name and a colour of its own."""
-
-from parameter_ordering.figures import COLOURS, NAMES
-from parameter_ordering.orders import ORDERS
-
-
-def test_orders_are_told_apart():
-    assert NAMES.keys() == COLOURS.keys() == ORDERS.keys()
-    assert len(set(NAMES.values())) == len(set(COLOURS.values())) == len(ORDERS)
