@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 from scipy.special import stdtr
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from parameter_ordering.paper.evidence.statistics import Inference, quantile
+from parameter_ordering.paper.evidence.statistics import Inference
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -56,12 +57,7 @@ def holm(p: ArrayLike) -> np.ndarray:
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    p = np.asarray(p, float)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(steps, 1)
-    return adjusted
+    return multipletests(p, method="holm")[1]
 
 
 def verdict(p: float, inside: bool, alpha: float = 0.05) -> str:
@@ -85,9 +81,8 @@ def smallest_effect(
     >>> smallest_effect(standard_error=1 / 25**0.5, df=24)
     0.58...
     """
-    q = quantile(1 - alpha, df)
-
-    def missing(effect: float) -> float:
-        return stats.nct.sf(q, df, effect) - power
-
-    return float(standard_error * optimize.brentq(missing, 0, 2 * q + 10))
+    # One side of the two-sided test: that the other rejects, an effect away, does not count.
+    solved = TTestPower().solve_power(
+        nobs=df + 1, alpha=alpha / 2, power=power, alternative="larger"
+    )
+    return float(standard_error * solved * (df + 1) ** 0.5)
