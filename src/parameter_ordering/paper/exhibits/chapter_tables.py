@@ -35,7 +35,11 @@ def styled(table: pd.DataFrame) -> Styler:
 
 def ratio(data: xr.Dataset, order: str, versus: str) -> str:
     """Growth of the test loss in one order as a ratio to that in another, with its interval."""
-    found = growth_ratio(data, order, versus)
+    return tell(growth_ratio(data, order, versus))
+
+
+def tell(found: Ratio | None) -> str:
+    """A ratio with its 95 % interval, or a dash where there is none."""
     if found is None:
         return NO_RATIO
     low, high = found.interval()

@@ -40,9 +40,7 @@ class Experiment(ABC):
         seed: of weights, minibatches and random orders.
         data_seed: of the data set or of its split.
         own_data: whether each run has a data set of its own: run r that of ``data_seed + r``.
-        horizon: length of the learning curve that t0 is taken from by rule.
-        window: how far ahead the rule looks; see :func:`converged`.
-        tolerance: which fall of the loss, as a share, the rule takes for none.
+        horizon: length of the learning curve that the stages of a training are read off.
         shard: how many runs are trained together, as one ensemble.
         device: where to train.
     """
@@ -63,12 +61,10 @@ class Experiment(ABC):
         "covariance_descending",
     )
     shared_weights: bool = False
-    seed: int = 0
-    data_seed: int = 0
+    seed: int = 10
+    data_seed: int = 10
     own_data: bool = False
     horizon: int = 5000
-    window: int = 1000
-    tolerance: float = 0.05
     shard: int = 13
     device: str = "cpu"
 
@@ -92,7 +88,7 @@ class Experiment(ABC):
             raise TypeError(f"orders must be a sequence of names, got {self.orders!r}")
         object.__setattr__(self, "orders", tuple(self.orders))
         least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
-        least |= {"data_seed": 0, "window": 1, "horizon": 1}
+        least |= {"data_seed": 0, "horizon": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -206,17 +202,17 @@ class Experiment(ABC):
         return whole.assign_attrs(self._attributes())
 
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
-        """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
+        """Loss (split, run, iteration) with nothing frozen; points lie closer at the start."""
         runs = range(self.runs)
-        every = max(1, self.window // 10)
-        marks = range(0, self.horizon + 1, every)
-        with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+        marks = np.unique(np.round(self.horizon * np.linspace(0, 1, 61) ** 2).astype(int)).tolist()
+        steps = tqdm(np.diff(marks), disable=not progress, desc=f"{self.name} curve")
+        with one_thread(), steps as bar:
             shard = Shard(self, runs)
             model, minibatches = shard.model, shard.minibatches
             optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
             curves = [shard.evaluate()[..., 0]]
-            for _ in bar:
-                for _ in range(every):
+            for many in bar:
+                for _ in range(many):
                     x, y = next(minibatches)
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
@@ -226,7 +222,7 @@ class Experiment(ABC):
         loss = np.stack(curves, -1)
         return xr.Dataset(
             {"loss": (("split", "run", "iteration"), loss)},
-            {"split": ["train", "test"], "run": list(runs), "iteration": list(marks)},
+            {"split": ["train", "test"], "run": list(runs), "iteration": marks},
             self._attributes(),
         )
 
@@ -246,29 +242,3 @@ class Experiment(ABC):
         """The results of some runs, trained together on one thread."""
         with one_thread():
             return Shard(self, runs).train(tick)
-
-
-def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
-    """The t0 of the paper's text, after which quality hardly changes, read off a learning curve.
-
-    The first iteration after which ``window`` more lower the test loss, averaged over runs, by
-    less than the share ``tolerance``.
-
-    Args:
-        curve: of :meth:`Experiment.learning_curve`.
-        window: in iterations, a multiple of the steps of the curve.
-        tolerance: share of the loss at t0.
-
-    Raises:
-        ValueError: if the curve ends too early.
-    """
-    loss = curve.loss.sel(split="test").mean("run")
-    ahead = loss.assign_coords(iteration=loss.iteration - window)
-    loss, ahead = xr.align(loss.sel(iteration=slice(1, None)), ahead)
-    settled = loss.iteration[ahead > (1 - tolerance) * loss]
-    if settled.size:
-        return int(settled[0])
-    raise ValueError(
-        f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
-        f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
-    )
