@@ -44,10 +44,12 @@ class Claim(_Checked):
 
     Attributes:
         id: its name.
-        claim: the paper's words, in English.
+        kind: "claim"; "assumption", which the paper makes and does not test; or "control", ours, so
+            that a claim can be read one way only.
+        claim: the paper's words, in English; of a control, what it asks.
         where: in the paper.
         experiments: that judge it, each by itself.
-        t0: "early", "rule", or both.
+        t0: "early", "late", or both: :mod:`parameter_ordering.paper.evidence.stage`.
         levels: "one data set", as in the paper, where only runs differ; "new data", where data and
             split are drawn anew for each run.
         metric: a key of :data:`parameter_ordering.paper.evidence.metrics.METRICS`.
@@ -60,15 +62,16 @@ class Claim(_Checked):
         order: that the claim is about.
         versus: the order, or the variable of the results, that it is compared with.
         splits: of the loss, for a metric that looks at it.
-        tolerance: relative growth of the loss that counts as not significant.
+        tolerance: share of its way that a parameter may be from the end of it.
         share: of frozen parameters, k / p.
     """
 
     id: Text
+    kind: Literal["claim", "assumption", "control"]
     claim: Text
     where: Text
     experiments: Some[Text]
-    t0: Some[Literal["early", "rule"]]
+    t0: Some[Literal["early", "late"]]
     levels: Some[Literal["one data set", "new data"]]
     metric: Text
     direction: Literal["less", "greater", "within"]
@@ -109,13 +112,11 @@ class Claims(_Checked):
     Attributes:
         runs: how many a verdict needs.
         alpha: the chance that any verdict among all of one level is wrong.
-        negligible: share of the loss at k = 0 below which a difference of growth counts as none.
         claims: in the order of the file.
     """
 
     runs: Annotated[int, Field(ge=3)]
     alpha: Share
-    negligible: Share
     claims: Annotated[list[Claim], Field(min_length=1)]
 
     @model_validator(mode="after")
