@@ -24,7 +24,6 @@ from parameter_ordering.paper.evidence.statistics import (
     mean_difference,
 )
 
-
 NO_GROWTH = "there is no growth to compare with"
 
 
