@@ -15,6 +15,7 @@ from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference,
 from parameter_ordering.paper.exhibits.figures import NAMES
 
 NO_RATIO = "–"
+_REVERSE = "covariance_descending"
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
 
@@ -95,15 +96,15 @@ def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | s
         for column, value in row.items():
             yield f"{prefix}{column}_{order}", float(value)
     yield f"{prefix}reading", _reading(table.loc["covariance"])
-    yield f"{prefix}ratio", ratio(data, "covariance", "random")
-    if "random_within_tensors" in data.order:
-        yield f"{prefix}within", ratio(data, "covariance", "random_within_tensors")
-    if "covariance_descending" in data.order:
-        yield f"{prefix}descending", ratio(data, "covariance", "covariance_descending")
-    ratios = growth_ratios(data, "covariance", "random")
-    shares = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
-    for name, sign in (("below", -1), ("above", 1)):
-        yield f"{prefix}{name}", _ranges(shares, [_clear(each, sign) for each in ratios.values()])
+    against = {"": "random", "within_": "random_within_tensors", "descending_": _REVERSE}
+    for tag, versus in against.items():
+        if versus in data.order:
+            yield f"{prefix}{tag}ratio", ratio(data, "covariance", versus)
+            ratios = growth_ratios(data, "covariance", versus)
+            shares = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
+            for name, sign in (("below", -1), ("above", 1)):
+                found = [_clear(each, sign) for each in ratios.values()]
+                yield f"{prefix}{tag}{name}", _ranges(shares, found)
     loss = data.loss.sel(split="test", order="random").mean("run")
     last = float((loss[-3:-1] - loss[0]).sum() / (loss[1:-1] - loss[0]).sum())
     yield f"{prefix}last_two", last

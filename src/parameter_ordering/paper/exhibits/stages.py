@@ -1,6 +1,6 @@
 """How the growth of the loss depends on the stage at which parameters are frozen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from parameter_ordering.paper.evidence.stage import EARLY, LATE, Point, ratios
+from parameter_ordering.paper.evidence.statistics import Ratio
 from parameter_ordering.paper.exhibits.chapter_tables import markdown_table, tell
 from parameter_ordering.paper.exhibits.figures import NAMES
 
@@ -71,6 +72,33 @@ def stage_table(found: Mapping[str, list[Point]]) -> str:
     frame.index = pd.Index([f"{left:.0%}" for left in frame.index], name="left")
     frame.columns = [f"{_name(name)}, to {NAMES[versus]}" for name, versus in frame.columns]
     return markdown_table(frame)
+
+
+def summary(found: Mapping[str, list[Point]]) -> dict[str, str]:
+    """For prose: the data sets whose ratio to random is clear of 1, and whose ratio crosses 1."""
+    sides = {
+        name: {point.left: _side(point.ratio) for point in every if point.versus == "random"}
+        for name, every in found.items()
+    }
+    told = {}
+    for stage, left in (("early", EARLY), ("late", LATE)):
+        for word, side in (("better", -1), ("worse", 1), ("neither", 0)):
+            told[f"{word} {stage}"] = _listed(name for name in found if sides[name][left] == side)
+    told["crosses"] = _listed(name for name in found if {-1, 1} <= {*sides[name].values()})
+    return told
+
+
+def _side(ratio: Ratio | None) -> int:
+    """-1 below 1, 1 above, 0 if the interval holds 1 or there is no ratio."""
+    if ratio is None:
+        return 0
+    low, high = ratio.interval()
+    return -1 if high < 1 else int(low > 1)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [_name(name) for name in names] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _name(experiment: str) -> str:

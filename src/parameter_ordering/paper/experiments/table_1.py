@@ -24,7 +24,7 @@ class Synthetic1(Experiment):
     """
 
     name = "synthetic_1"
-    t0: PositiveInt = 500
+    t0: PositiveInt = 183
     iterations: NonNegativeInt = 1500
     horizon: PositiveInt = 4000
     objects: PositiveInt = 10_000
@@ -49,7 +49,7 @@ class BostonHousing(Experiment):
     """
 
     name = "boston_housing"
-    t0: PositiveInt = 200
+    t0: PositiveInt = 205
     iterations: NonNegativeInt = 3000
     horizon: PositiveInt = 6500
     hidden: PositiveInt = 20
@@ -73,7 +73,7 @@ class Synthetic3(Experiment):
     """
 
     name = "synthetic_3"
-    t0: PositiveInt = 2000
+    t0: PositiveInt = 580
     iterations: NonNegativeInt = 4000
     horizon: PositiveInt = 7500
     objects: PositiveInt = 20_000
@@ -98,7 +98,7 @@ class MNIST(Experiment):
     """
 
     name = "mnist"
-    t0: PositiveInt = 300
+    t0: PositiveInt = 72
     iterations: NonNegativeInt = 700
     horizon: PositiveInt = 3000
     mnist_source: str = "subset"
