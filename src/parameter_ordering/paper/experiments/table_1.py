@@ -1,6 +1,8 @@
 """The experiments, each with the settings that the book uses: five of Table 1, and a sixth.
 
-The paper leaves these settings open; the chapter on the protocol says how they were chosen.
+The paper leaves these settings open; the chapter on the protocol says how they were chosen. Each t0
+of Table 1 is the early stage, :data:`parameter_ordering.paper.evidence.stage.EARLY`, read off the
+learning curve of :func:`parameter_ordering.paper.experiments.book_runs.curve`.
 """
 
 from typing import Literal
@@ -124,7 +126,7 @@ class Synthetic2(Experiment):
     """
 
     name = "synthetic_2"
-    t0: PositiveInt = 500
+    t0: PositiveInt = 167
     iterations: NonNegativeInt = 2500
     horizon: PositiveInt = 12_000
     objects: PositiveInt = 10_000
