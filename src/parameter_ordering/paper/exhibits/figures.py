@@ -19,7 +19,7 @@ _LOOK = {
     "random": ("random", 3),
     "random_shared": ("random, the same in all runs", 1),
     "random_within_tensors": ("random within each tensor", 2),
-    "covariance_descending": ("printed reading, largest first", 7),
+    "covariance_descending": ("largest variance first", 7),
     "zero_variance": ("zero variance first, then random", 4),
     "all_samples": ("variance from all samples", 9),
     "second_moment": ("second moment", 16),
@@ -166,8 +166,8 @@ def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss
 
     Args:
         curve: of :meth:`Experiment.learning_curve`.
-        early: t0 of the paper's figure.
-        late: t0 that the rule gives.
+        early: t0 of the early stage.
+        late: t0 of the late stage.
         label: what the loss is.
     """
     figure, axis = plt.subplots(figsize=(7, 3.2))

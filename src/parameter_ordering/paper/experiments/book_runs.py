@@ -18,7 +18,7 @@ PAIR = ("covariance", "random")
 NAMES = ("synthetic_1", "boston_housing", "synthetic_3", "mnist")
 EXPERIMENTS = (*NAMES, "synthetic_2")
 LINEAR = (Synthetic2, Synthetic3)
-CURVE_SEED = 0
+CURVE_SEED, CURVE_RUNS = 0, 10
 NARROW_AND_WIDE = {"boston_housing": (5, 80), "mnist": (3, 30)}
 COMPARED = (
     "random",
@@ -60,7 +60,7 @@ Cases = dict[tuple[str, str], xr.Dataset]
 def curve(experiment: Experiment) -> xr.Dataset:
     """The learning curve that t0 is read off: few runs, on a seed that judges nothing."""
     plain = {"own_data": False, "shared_weights": False, "orders": PAIR, "stages": ()}
-    few = experiment.replace(seed=CURVE_SEED, runs=min(10, experiment.runs), **plain)
+    few = experiment.replace(seed=CURVE_SEED, runs=min(CURVE_RUNS, experiment.runs), **plain)
     return results(few, "learning_curve")
 
 
