@@ -51,8 +51,8 @@ def written(tmp_path, edit):
         (lambda c: c["claims"][0].pop("why"), "synthetic_1-growth, why: Field required"),
         (lambda c: c["claims"][0].update(colour="red"), "colour: Extra inputs .*, got 'red'"),
         (
-            lambda c: c["claims"][0].update(t0=["late"]),
-            "synthetic_1-growth, t0: Input should be 'early' or 'rule', got 'late'",
+            lambda c: c["claims"][0].update(t0=["rule"]),
+            "synthetic_1-growth, t0: Input should be 'early' or 'late', got 'rule'",
         ),
         (lambda c: c["claims"][0].update(t0=[]), "synthetic_1-growth, t0: .* at least 1 item"),
         (lambda c: c["claims"][0].update(t0=["early"] * 2), "t0: .*.early. stands twice"),

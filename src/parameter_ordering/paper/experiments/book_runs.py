@@ -1,6 +1,6 @@
 """The runs of the book: those that judge the claims, and those with other settings and orders."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,18 +57,31 @@ FACTORS = ("t0", "objects", "hidden")
 Cases = dict[tuple[str, str], xr.Dataset]
 
 
-def curve(experiment: Experiment) -> xr.Dataset:
-    """The learning curve that t0 is read off: few runs, on a seed that judges nothing."""
+def learning(experiment: Experiment) -> Experiment:
+    """Whose learning curve t0 is read off: few runs, on a seed that judges nothing."""
     plain = {"own_data": False, "shared_weights": False, "orders": PAIR, "stages": ()}
-    few = experiment.replace(seed=CURVE_SEED, runs=min(CURVE_RUNS, experiment.runs), **plain)
-    return results(few, "learning_curve")
+    few = min(CURVE_RUNS, experiment.runs)
+    return experiment.replace(seed=CURVE_SEED, runs=few, **plain)
 
 
-def early_and_late(experiment: Experiment) -> Experiment:
-    """The experiment frozen at its own t0 and at the late stage, in one training."""
-    return experiment.replace(
-        stages=(experiment.t0, max(experiment.t0 + 1, reached(curve(experiment), LATE)))
-    )
+def at(experiment: Experiment, shares: Sequence[float]) -> tuple[int, ...]:
+    """The iterations at which these shares are left, or one more than that of the share before."""
+    curve, found = results(learning(experiment), "learning_curve"), list[int]()
+    for share in shares:
+        found.append(max(reached(curve, share), found[-1] + 1 if found else 1))
+    return tuple(found)
+
+
+def early_and_late(experiment: Experiment, curve: xr.Dataset | None = None) -> Experiment:
+    """The experiment frozen at its own t0 and at the late stage, in one training.
+
+    Args:
+        experiment: at the early t0.
+        curve: its learning curve, if it is at hand.
+    """
+    curve = results(learning(experiment), "learning_curve") if curve is None else curve
+    late = max(experiment.t0 + 1, reached(curve, LATE))
+    return experiment.replace(stages=(experiment.t0, late))
 
 
 def shared(experiment: Experiment) -> Experiment:
@@ -91,7 +104,7 @@ def one_data_set(**settings) -> Cases:
         nets = [getattr(experiments, name)(hidden=hidden, **pair) for hidden in widths]
         # Narrow nets take longer. Each net is frozen at the stages of its own learning curve.
         nets = [net.replace(horizon=2 * net.horizon) for net in nets]
-        nets = [net.replace(t0=reached(curve(net), EARLY)) for net in nets]
+        nets = [net.replace(t0=at(net, [EARLY])[0]) for net in nets]
         cases |= _by_stage(f"{name}_width", _side_by_side(nets, widths))
     cases["mnist_cost", "early"] = results(StepCost())
     return cases
@@ -114,9 +127,7 @@ def by_stage(**settings) -> dict[str, xr.Dataset]:
     for name in EXPERIMENTS:
         experiment = getattr(experiments, name)(**({"runs": 10, "grid": 8, "seed": 12} | settings))
         orders = PAIR if isinstance(experiment, LINEAR) else (*PAIR, "random_within_tensors")
-        t0 = [reached(curve(experiment), share) for share in STAGES]
-        stages = np.maximum.accumulate(np.array(t0) - np.arange(len(t0))) + np.arange(len(t0))
-        data = results(experiment.replace(orders=orders, stages=tuple(stages.tolist())))
+        data = results(experiment.replace(orders=orders, stages=at(experiment, STAGES)))
         found[name] = data.assign_coords(left=("t0", list(STAGES))).swap_dims(t0="left")
     return found
 

@@ -2,7 +2,7 @@
 
 The paper leaves these settings open; the chapter on the protocol says how they were chosen. Each t0
 of Table 1 is the early stage, :data:`parameter_ordering.paper.evidence.stage.EARLY`, read off the
-learning curve of :func:`parameter_ordering.paper.experiments.book_runs.curve`.
+learning curve of :func:`parameter_ordering.paper.experiments.book_runs.learning`.
 """
 
 from typing import Literal
