@@ -49,10 +49,11 @@ def test_conda_takes_the_pinned_versions():
     versions = dict(line.split("=") for line in packages if "=" in line)
     assert versions.pop("python") == "3.11"
     assert versions == {name: PINS[CONDA.get(name, name)] for name in versions}
-    names = {CONDA.get(name, name) for name in versions} | {"backpack-for-pytorch"}
+    names = {CONDA.get(name, name) for name in versions}
+    names |= {"backpack-for-pytorch", "schedulefree"}  # pip brings them: conda-forge may not
     needed = PROJECT["dependencies"] + [
         line
-        for extra in ("paper", "book", "cluster", "test")
+        for extra in ("paper", "book", "cluster", "integrations", "test")
         for line in PROJECT["optional-dependencies"][extra]
     ]
     assert {Requirement(line).name for line in needed} - {PROJECT["name"]} <= names
