@@ -22,7 +22,7 @@ from sphinx.util.matching import get_matching_files
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-CONDA = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch"}
+CONDA = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch", "ruamel.yaml": "ruamel-yaml"}
 NOTEBOOKS = sorted((ROOT / "chapters").rglob("*.ipynb"))
 
 
