@@ -124,7 +124,7 @@ def freeze(
     for each, masked in zip(optimizers, fit(optimizers, masks), strict=True):
         before = freezing_of(each)
         anew = before.in_backward if before and in_backward is None else in_backward is not False
-        plans.append((each, masked, anew, build_parts(masked, anew)))
+        plans.append((each, masked, anew, build_parts(each, masked, anew)))
     for (each, masked, anew, parts), writers in zip(plans, around, strict=True):
         freezing = freezing_of(each) or Freezing(each)
         freezing.in_backward = anew

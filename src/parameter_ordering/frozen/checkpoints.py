@@ -40,10 +40,7 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
     found = {
-        key: mask
-        for group in groups
-        for key, mask in stored(group).items()
-        if isinstance(key, str)
+        key: mask for group in groups for key, mask in stored(group).items() if isinstance(key, str)
     }
     index = Names(found)
     for ours, group in zip(optimizer.param_groups, groups, strict=False):

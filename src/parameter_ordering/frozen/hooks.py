@@ -110,7 +110,7 @@ class Freezing:
 
     def _after_load(self, optimizer: Optimizer) -> None:
         masked = standing_masks(optimizer)
-        parts = build_parts(masked, self.in_backward)
+        parts = build_parts(optimizer, masked, self.in_backward)
         set_masks(optimizer, masked)
         self.install(optimizer, parts)
 
@@ -165,21 +165,22 @@ class Freezing:
                 part.forget(p, optimizer.state.get(p, {}))
 
 
-def build_parts(masked: Iterable[Masked], in_backward: bool) -> Parts:
+def build_parts(optimizer: Optimizer, masked: Iterable[Masked], in_backward: bool) -> Parts:
     """The frozen part of each parameter, of the kind that its group asks for."""
-    return {
-        each.p: _kind(each, in_backward)(each.p, each.mask, each.name) for each in masked
-    }
+    by_moments = isinstance(optimizer, Adam)  # groups may be shared with an optimizer around one
+    return {each.p: _part(each, in_backward, by_moments) for each in masked}
 
 
-def _kind(masked: Masked, in_backward: bool) -> type[FrozenPart]:
-    group, p, mask, _ = masked
-    if group.get("compact"):
-        return FreeCoordinates
+def _part(masked: Masked, in_backward: bool, by_moments: bool) -> FrozenPart:
+    group, p, mask, name = masked
+    if by_moments and group.get("compact"):
+        return FreeCoordinates(p, mask, name)
     if group.get("differentiable") or not p.is_floating_point():
-        return FrozenPart
-    infinite = group.get("finite_gradients") and group["betas"][1] and not in_backward
-    return InfiniteMoment if infinite and InfiniteMoment.holds(p, mask) else FrozenBits
+        return FrozenPart(p, mask, name)
+    finite = by_moments and group.get("finite_gradients") and group["betas"][1]
+    if finite and not in_backward and InfiniteMoment.holds(p, mask):
+        return InfiniteMoment(p, mask, name)
+    return FrozenBits(p, mask, name)
 
 
 def unfreeze_one(optimizer: Optimizer) -> None:
