@@ -308,3 +308,41 @@ def test_a_replaced_parameter_of_the_same_shape_takes_the_mask_over():
     new.grad = torch.ones(2, 3)
     optimizer.step()
     assert torch.equal(new == 1, HALF["weight"])
+
+
+def finetuning():
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+
+    class Finetuning(callbacks.BaseFinetuning):
+        def freeze_before_training(self, module):
+            self.freeze(module)
+
+        def finetune_function(self, module, epoch, optimizer):
+            self.make_trainable(module)
+            named = [(f"0.{name}", p) for name, p in module.named_parameters()]
+            optimizer.add_param_group({"params": named, "lr": 0.01})
+
+    return Finetuning()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_lightning_adds_a_group_that_trains_until_it_is_frozen(named):
+    """Its own method knows no names, and so goes with an optimizer that knows none."""
+    callback = finetuning()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).double()
+    callback.freeze_before_training(model[0])
+    head = [(f"1.{name}", p) for name, p in model[1].named_parameters()]
+    optimizer = optim.AdamW(head if named else model[1].parameters(), lr=0.1)
+    freeze(optimizer, {model[1].weight: HALF["weight"]})
+    once(model, optimizer)
+    if named:
+        callback.finetune_function(model[0], 1, optimizer)
+    else:
+        callback.unfreeze_and_add_param_group(model[0], optimizer)
+    assert torch.equal(moves(model[1], partial(once, model, optimizer)), ~HALF["weight"])
+    assert moves(model[0], partial(once, model, optimizer)).all()
+    mask = torch.eye(3).bool()
+    freeze(optimizer, {model[0].weight: mask}, add=True)
+    assert torch.equal(moves(model[0], partial(once, model, optimizer)), ~mask)
+    assert torch.equal(moves(model[1], partial(once, model, optimizer)), ~HALF["weight"])
