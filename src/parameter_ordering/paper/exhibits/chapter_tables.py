@@ -17,7 +17,7 @@ from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.evidence.metrics import METRICS
 from parameter_ordering.paper.evidence.stability import rank_correlations, share_near_one, stability
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 
 NO_RATIO = "–"
 _LATE = {"rule": "late"}
