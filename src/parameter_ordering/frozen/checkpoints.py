@@ -68,9 +68,11 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
                 group[KEY] = ours[KEY]
             continue
         keys_here = keys({**ours, "param_names": group.get("param_names")})
-        if any(isinstance(key, str) for key in masks):
+        if not any(map(_freezes, [*found.values(), *masks.values()])):
+            group[KEY] = {}
+        elif any(isinstance(key, str) for key in masks):
             own = Names(key for key in masks if isinstance(key, str))
-            pairs = zip(keys_here, names or map(str, keys_here), strict=True)
+            pairs = zip(keys_here, names or map(str, keys_here), strict=False)  # torch compares
             everything = {**found, **masks}
             group[KEY] = {key: everything[_known(name, own, index)] for key, name in pairs}
         else:
