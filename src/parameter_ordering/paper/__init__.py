@@ -3,7 +3,17 @@
 import sys
 from importlib.util import find_spec
 
-_NEEDED = ("filelock", "h5netcdf", "joblib", "matplotlib", "pandas", "sklearn", "tqdm", "xarray")
+_NEEDED = (
+    "filelock",
+    "h5netcdf",
+    "joblib",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "sklearn",
+    "tqdm",
+    "xarray",
+)
 
 
 def require() -> None:
