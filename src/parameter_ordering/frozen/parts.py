@@ -233,10 +233,10 @@ _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def _owners(x: Tensor) -> int:
-    return int(_use_count(x.untyped_storage()._cdata))
+    return int(_use_count(x.untyped_storage()._cdata)) if _use_count else 0
 
 
-_ALONE = _owners(torch.empty(1)) if _use_count else 0
+_ALONE = _owners(torch.empty(1))
 
 
 def _is_shared(x: Tensor) -> bool:
