@@ -11,7 +11,6 @@ from math import isnan, nan
 from pathlib import Path
 
 import xarray as xr
-import yaml
 
 from parameter_ordering.paper.evidence.claims import OPTIONAL, Claim, Claims, Region
 from parameter_ordering.paper.evidence.metrics import METRICS
@@ -22,7 +21,7 @@ from parameter_ordering.paper.evidence.verdict import (
     smallest_effect,
     verdict,
 )
-from parameter_ordering.paper.store.strict_yaml import load_yaml
+from parameter_ordering.paper.store.strict_yaml import load_yaml, write_yaml
 
 Results = Mapping[tuple[str, str], xr.Dataset]
 
@@ -112,7 +111,7 @@ def commit(rows: Sequence[Row], path: Path) -> None:
         estimate = None if isnan(row.estimate) else float(f"{row.estimate:.4g}")
         entry = {"verdict": row.verdict, "estimate": estimate, "unit": row.unit}
         verdicts.setdefault(row.id, {})[row.case] = entry
-    path.write_text(yaml.safe_dump(verdicts, sort_keys=False, width=100), encoding="utf-8")
+    write_yaml(path, verdicts)
 
 
 def drift(ledger: Claims, rows: Sequence[Row], path: Path) -> list[str]:

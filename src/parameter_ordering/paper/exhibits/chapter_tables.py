@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from parameter_ordering.paper.evidence.growth import growth_ratio, growth_ratios, mean_growth
 from parameter_ordering.paper.evidence.stability import rank_correlations, share_near_one, stability
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 
 NO_RATIO = "–"
 _REVERSE = "covariance_descending"

@@ -13,7 +13,7 @@ from parameter_ordering.paper.evidence.claims import Claim, Claims, Region
 from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.evidence.metrics import METRICS
 from parameter_ordering.paper.exhibits.chapter_tables import styled
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 
 
 def verdicts(ledger: Claims, rows: Sequence[Row], kind: str) -> Styler:
