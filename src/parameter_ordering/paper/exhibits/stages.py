@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -13,10 +12,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from parameter_ordering.paper.evidence.stage import EARLY, LATE, Point, ratios
 from parameter_ordering.paper.evidence.statistics import Ratio
 from parameter_ordering.paper.exhibits.chapter_tables import markdown_table, tell
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import DATA_SETS, INK, NAMES, PALE, describe
 
 VERSUS = ("random", "random_within_tensors")
-_MARKERS = "osD^v"
+_LOOKS = {
+    "synthetic_1": ("#0072b2", "o"),
+    "boston_housing": ("#d55e00", "s"),
+    "synthetic_3": ("#009e73", "D"),
+    "mnist": ("#8b3f96", "^"),
+    "synthetic_2": ("#7a6a5f", "v"),
+}
 
 
 def points(results: Mapping[str, xr.Dataset]) -> dict[str, list[Point]]:
@@ -38,18 +43,18 @@ def stage_figure(found: Mapping[str, list[Point]]) -> Figure:
         found: of :func:`points`.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True)
-    colours = sns.color_palette("colorblind", len(found))
     for axis, versus, letter in zip(axes, VERSUS, "ab", strict=True):
-        axis.axhline(1, color="0.5", lw=1)
+        axis.axhline(1, color=INK, lw=0.8)
         for stage, name in ((EARLY, "early"), (LATE, "late")):
-            axis.axvline(stage, color="0.5", ls=":", lw=1)
+            axis.axvline(stage, color=PALE, ls=":", lw=1)
             axis.annotate(name, (stage, 1), xycoords=("data", "axes fraction"), ha="center")
-        for (name, every), colour, marker in zip(found.items(), colours, _MARKERS, strict=False):
+        for name, every in found.items():
             drawn = {p.left: p.ratio for p in every if p.versus == versus and p.ratio}
             rows = [(left, r.value, *r.interval()) for left, r in drawn.items()]
             left, value, low, high = np.array(rows).reshape(-1, 4).T
+            colour, marker = _LOOKS[name]
             look = {"color": colour, "marker": marker, "ms": 4, "lw": 1.5, "capsize": 2}
-            axis.errorbar(left, value, [value - low, high - value], label=_name(name), **look)
+            axis.errorbar(left, value, [value - low, high - value], label=DATA_SETS[name], **look)
         axis.set_title(f"({letter}) to {NAMES[versus]}")
         axis.set(xscale="log", xlabel="share of the loss still to be gained at $t_0$")
     axes[0].set(yscale="log", ylabel="growth in the proposed order,\nas a ratio", xlim=(1, 0.008))
@@ -58,7 +63,10 @@ def stage_figure(found: Mapping[str, list[Point]]) -> Figure:
     axes[0].yaxis.set(major_formatter=FuncFormatter("{:g}".format), minor_formatter=NullFormatter())
     axes[0].set(xticks=[0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], yticks=[0.1, 0.2, 0.5, 1, 2])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+    told = summary(found)
+    text = f"Early the ratio to random lies below 1 on {told['better early']}"
+    text += f" and above on {told['worse early']}; late below on {told['better late']}"
+    return describe(figure, f"{text} and above on {told['worse late']}.")
 
 
 def stage_table(found: Mapping[str, list[Point]]) -> str:
@@ -70,7 +78,7 @@ def stage_table(found: Mapping[str, list[Point]]) -> str:
     }
     frame = pd.DataFrame({pair: each for pair, each in columns.items() if each})
     frame.index = pd.Index([f"{left:.0%}" for left in frame.index], name="left")
-    frame.columns = [f"{_name(name)}, to {NAMES[versus]}" for name, versus in frame.columns]
+    frame.columns = [f"{DATA_SETS[name]}, to {NAMES[versus]}" for name, versus in frame.columns]
     return markdown_table(frame)
 
 
@@ -97,9 +105,5 @@ def _side(ratio: Ratio | None) -> int:
 
 
 def _listed(names: Iterable[str]) -> str:
-    *first, last = [_name(name) for name in names] or ["none"]
+    *first, last = [DATA_SETS[name] for name in names] or ["none"]
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _name(experiment: str) -> str:
-    return experiment.replace("_", " ").capitalize().replace("Mnist", "MNIST")
