@@ -130,17 +130,20 @@ def _find(key: object, params: list[Tensor], names: list[str], index: Names) -> 
     return params[found[0]]
 
 
-def place(mask: Tensor, p: Tensor) -> Tensor:
+def place(mask: Any, p: Any) -> Tensor:
     """The mask on the device of its parameter, and sharded as that is."""
+    placed: Tensor
     if not hasattr(p, "placements"):
-        return (mask.full_tensor() if hasattr(mask, "full_tensor") else mask).to(p.device)
-    if hasattr(mask, "placements"):
-        return mask.redistribute(p.device_mesh, p.placements)
-    from torch.distributed.tensor import distribute_tensor
+        placed = (mask.full_tensor() if hasattr(mask, "full_tensor") else mask).to(p.device)
+    elif hasattr(mask, "placements"):
+        placed = mask.redistribute(p.device_mesh, p.placements)
+    else:
+        from torch.distributed.tensor import distribute_tensor
 
-    # Every process has the whole mask: none is sent.
-    whole = mask.to(p.device)
-    return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+        # Every process has the whole mask: none is sent.
+        whole = mask.to(p.device)
+        placed = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+    return placed
 
 
 def _called(optimizer: Optimizer) -> dict[Tensor, str]:
