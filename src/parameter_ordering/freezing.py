@@ -107,6 +107,7 @@ def freeze(
     Source: Grabovoy, Bakhteev, Strijov, (2.8), with the update multiplied by 1 - alpha, since alpha
     marks what is frozen.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> _ = torch.nn.init.ones_(model.weight)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.5, weight_decay=0.5)
@@ -117,6 +118,10 @@ def freeze(
     (tensor([[0., 1.]]), tensor([[1.0000, 0.2500]]))
     """
     optimizers, around = _optimizers(optimizer)
+    for one in optimizers:
+        for kind, reason in _REFUSED.items():
+            if isinstance(one, kind):
+                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
     masks: dict[Tensor, Tensor] = {}
     for one in optimizers if mask is None or add else ():
         masks |= {each.p: each.mask for each in standing_masks(one)}
@@ -157,8 +162,4 @@ def _optimizers(
     """The optimizers whose steps are hooked, and what may write around each of them."""
     several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     pairs = [unwrap(each) for each in several]
-    for each, _ in pairs:
-        for kind, reason in _REFUSED.items():
-            if isinstance(each, kind):
-                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
     return [inner for inner, _ in pairs], [around for _, around in pairs]

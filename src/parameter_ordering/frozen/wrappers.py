@@ -21,7 +21,7 @@ _HOOKS = "_optimizer_step_pre_hooks"
 Hold = Callable[[], AbstractContextManager[None]]
 
 
-def unwrap(optimizer: Optimizer) -> tuple[Optimizer, list[Optimizer]]:
+def unwrap(optimizer: Any) -> tuple[Optimizer, list[Optimizer]]:
     """The optimizer whose steps have hooks, and what stands around it and may write as well."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
