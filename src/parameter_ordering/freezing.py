@@ -60,11 +60,10 @@ def freeze(
     ``load_state_dict``: the masks of the checkpoint replace those of the optimizer; if it holds
     none, these stay. They go by name where both optimizers know names, so also through
     ``torch.distributed.checkpoint`` and its functions for state dicts, nested and flattened, into
-    an optimizer with another order or other groups. (Of a flattened one, torch drops the masks
-    without a word if nobody has called ``freeze(optimizer)`` before; and saves them once for each
-    parameter.) Where masks are loaded and nothing holds them, the next step is an error; nothing
-    can tell where this module has not been imported. Copies and pickles of a frozen optimizer are
-    frozen.
+    an optimizer with another order or other groups. (A flattened one that is written to disk has
+    them once for each parameter.) Where masks are loaded and nothing holds them, or were dropped by
+    torch on their way into an optimizer that had none, the next step is an error; nothing can tell
+    where this module has not been imported. Copies and pickles of a frozen optimizer are frozen.
 
     **Wrappers.** Those of Accelerate and Lightning stand for the optimizer inside. Where an
     optimizer has methods that could write parameters, as schedule-free ones have ``train`` and
