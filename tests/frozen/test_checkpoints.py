@@ -189,19 +189,26 @@ def test_the_distributed_state_dict_carries_masks_by_name(way, saved, loaded):
     assert same_bits(model.parameters(), other_model.parameters())
 
 
+@pytest.mark.parametrize("frozen_before", [True, False])
 @pytest.mark.parametrize("way", ["nested", "flattened"])
-def test_masks_survive_a_distributed_checkpoint_on_disk(way, tmp_path):
+def test_masks_survive_a_distributed_checkpoint_on_disk(way, frozen_before, tmp_path):
+    """Where nobody has called freeze before, torch drops them, and the step is an error."""
     options = StateDictOptions(**WAYS[way])
     model, optimizer = trained(ORDERS[0])
     saved = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
     dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
     other_model, other = shuffled(ORDERS[0])
-    freeze(other)
+    if frozen_before:
+        freeze(other)
     state = {"optimizer": get_optimizer_state_dict(other_model, other, options=options)}
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(other_model, other, state["optimizer"], options=options)
-    moved = step_moves(other_model, other)
-    assert all(torch.equal(moved[name], ~mask) for name, mask in MASKS.items())
+    if frozen_before:
+        moved = step_moves(other_model, other)
+        assert all(torch.equal(moved[name], ~mask) for name, mask in MASKS.items())
+    else:
+        with pytest.raises(RuntimeError, match="freezes nothing"):
+            step_moves(other_model, other)
 
 
 @pytest.mark.parametrize("loaded", ORDERS[:2])
