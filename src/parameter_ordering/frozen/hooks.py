@@ -97,6 +97,7 @@ class Freezing:
         self.thaw(optimizer)
         self._remove_gradient_hooks()
         _remove(self._hooks)
+        self.parts = {}  # a guard that somebody has wrapped holds nothing any more
         for name in ("_freezing", "__reduce_ex__"):
             del vars(optimizer)[name]
 
