@@ -222,6 +222,7 @@ class GradientCovariance:
         if self.ensemble_dims:
             raise ValueError("attach follows one model, not an ensemble: use update")
         check_batch_norms(self._batch_norms.items())
+        self._C.move(self._parameters)
         self._attached = _Attached(self, optimizer, scaler)
 
     def detach(self) -> None:

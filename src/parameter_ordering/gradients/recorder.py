@@ -28,7 +28,10 @@ class Pass:
         root: the call of the model itself.
         calls: how often each layer was called.
         weights: random weights of the samples while their places are put to the test, or None.
+        weighted: the gradients of the outputs of layers for samples with these weights.
+        sums: those of parameters.
         faults: what is wrong, by layer.
+        tolerance: how far two orders of computing may be apart.
     """
 
     def __init__(self, S: int | None):
@@ -36,9 +39,10 @@ class Pass:
         self.calls: Counter[nn.Module] = Counter()
         self.weights: Tensor | None = None
         self.weighted: dict[tuple[Call, int], Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.faults: dict[nn.Module, str] = {}
         self.arrived = self.tested = False
-        self.signature = 0
+        self.signature, self.tolerance = 0, 0.0
 
 
 class Call:
@@ -106,6 +110,7 @@ class Recorder:
         self._random: dict[nn.Module, list[State]] = {}
         self._start: State | None = None
         self._handles: list[Any] = []
+        self._of_tensors: list[Any] = []  # on the outputs of the last pass
         self.install(layers)
 
     def install(self, layers: dict[nn.Module, bool]) -> None:
@@ -123,9 +128,10 @@ class Recorder:
         )
 
     def remove(self) -> None:
-        for handle in self._handles:
+        for handle in self._handles + self._of_tensors:
             handle.remove()
         self._handles.clear()
+        self._of_tensors.clear()
         self._edges, self._pass, self._backward = {}, None, None
 
     @contextmanager
@@ -145,6 +151,7 @@ class Recorder:
             return
         self._backward = None  # a backward pass that has failed never said that it was over
         self._edges = {}
+        self._of_tensors.clear()
         sized = (t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))
         S = next((t.shape[self.axis] for t in sized if t.dim() > self.axis), None)
         self._pass = Pass(S)
@@ -197,7 +204,8 @@ class Recorder:
             if torch.is_tensor(t) and t.requires_grad:
                 if t.is_leaf:
                     continue
-                t.register_hook(Hook(partial(self._receive, call, k)))
+                hook = Hook(partial(self._receive, call, k))
+                self._of_tensors.append(t.register_hook(hook))
                 if edges is not None:
                     edges[call, k] = get_gradient_edge(t)
 
@@ -220,11 +228,11 @@ Edges = dict[tuple[Call, int], GradientEdge]
 class Hook:
     """A hook that copies and pickles of what it hangs on leave behind."""
 
-    def __init__(self, function: Callable[..., None]):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
 
-    def __call__(self, *args: Any) -> None:
-        self.function(*args)
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
 
     def __deepcopy__(self, memo: dict) -> "Hook":
         return Hook(_nothing)

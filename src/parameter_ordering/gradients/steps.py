@@ -32,6 +32,7 @@ class Steps:
 
     Attributes:
         exact: whether the addition of this pass is to be known apart.
+        off: whether backward passes count for nothing, for now.
 
     Raises:
         TypeError: for LBFGS and what is no optimizer.
@@ -57,7 +58,7 @@ class Steps:
         self._seen: set[str] = set()  # those with a gradient in this step
         self._left: dict[str, int] = {}  # the versions of .grad after the last backward pass
         self._passes, self._in_pass, self._error, self._scale = 0, -1, "", 1.0
-        self.exact = False
+        self.exact = self.off = False
         add = self.optimizer.register_step_pre_hook
         self._handles: list[Any] = [add(Hook(self._before_step))]
         for name, w in parameters.items():
@@ -84,7 +85,7 @@ class Steps:
             _engine.queue_callback(self._last)
 
     def _arrived(self, name: str, gradient: Tensor) -> None:
-        if not in_backward():
+        if self.off or not in_backward():
             return
         self.begin()
         known = self._added.get(name)
