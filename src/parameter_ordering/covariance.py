@@ -332,6 +332,9 @@ class _Attached:
 
     def _passed(self, gradients: dict[str, Tensor]) -> None:
         shares = self._shares
+        if not gradients:
+            shares.forget()
+            return
         found = shares.finish(gradients)
         if shares.error is not None:
             self._steps.fail(shares.error)

@@ -68,8 +68,9 @@ class Sorting(nn.Module):
         return self.b(self.a(x[order])[order.argsort()])
 
 
-SORTED = torch.tensor([[4.0, 1], [2, 0], [1, 1]]), torch.zeros(3, 1)
-MIXED = torch.tensor([[1.0, 1], [4, 1], [2, 0]]), torch.zeros(3, 1)
+ZEROS = torch.zeros(3, 1, dtype=torch.double)
+SORTED = torch.tensor([[4, 1], [2, 0], [1, 1]], dtype=torch.double), ZEROS
+MIXED = torch.tensor([[1, 1], [4, 1], [2, 0]], dtype=torch.double), ZEROS
 
 
 @ways
@@ -447,6 +448,30 @@ def test_state_goes_on_attached():
     follow(second, model, "attached", batches[2:])
     for have, want in zip(second.diagonal().values(), C.diagonal().values(), strict=True):
         assert torch.equal(have, want)
+
+
+def test_two_follow_one_training():
+    """And a gradient of the input, which somebody asks for in between, is nothing to either."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    batches = [(torch.randn(S, 3), torch.randn(S, 2)) for _ in range(4)]
+    several = {samples: GradientCovariance(model, samples) for samples in ("first", "all")}
+    for C in several.values():
+        C.attach(optimizer)
+    for x, y in batches:
+        optimizer.zero_grad()
+        x = x.clone().requires_grad_()
+        loss = F.mse_loss(model(x), y)
+        torch.autograd.grad(loss, x, retain_graph=True)
+        loss.backward()
+        optimizer.step()
+    for samples, C in several.items():
+        assert C.t == 4
+        C.detach()
+        alone = GradientCovariance(model, samples)
+        follow(alone, model, "updated", batches)
+        for have, want in zip(C.diagonal().values(), alone.diagonal().values(), strict=True):
+            torch.testing.assert_close(have, want, **CLOSE)
 
 
 def test_what_cannot_be_followed_is_refused_by_name():

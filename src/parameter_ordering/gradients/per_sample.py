@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from parameter_ordering.gradients.coupling import check_loss, check_model
 from parameter_ordering.gradients.factors import Rows
+from parameter_ordering.gradients.recorder import silent
 from parameter_ordering.gradients.running import accumulator_dtype
 from parameter_ordering.gradients.shares import Shares
 from parameter_ordering.gradients.steps import scale_of
@@ -117,7 +118,7 @@ class PerSampleGradients:
             return True
         if output.shape[axis] != y.shape[axis]:
             return True
-        with self.shares.silent():
+        with silent():
             shown = check_loss(loss_fn, output, y, axis, self.mean)
             return shown and (x is None or check_model(loss_fn, output, y, x, axis))
 
@@ -133,7 +134,7 @@ class PerSampleGradients:
             return {}
         rows: list[tuple[Tensor, ...]] = []
         axis = self.axis
-        with self.shares.silent():
+        with silent():
             for i in range(1 if self.shares.first_only else output.shape[axis]):
                 l_i = loss_fn(output.narrow(axis, i, 1), y.narrow(axis, i, 1))
                 rows.append(

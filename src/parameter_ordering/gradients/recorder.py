@@ -6,8 +6,7 @@ never differentiated leaves nothing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -101,12 +100,13 @@ class Recorder:
         forward: "Callable[[Pass, Edges, Edges], None]",
         arrived: Callable[[Call, int, Tensor], None],
     ):
-        self.root, self.axis, self.off = root, axis, False
+        self.root, self.axis = root, axis
         self.device = next((w.device for w in root.parameters()), torch.device("cpu"))
         self._forward, self._arrived = forward, arrived
         self._pass: Pass | None = None  # the forward pass that goes on
         self._backward: Pass | None = None  # the one whose backward pass goes on
         self._edges: Edges = {}
+        self._task = -1, False  # of autograd, and whether it adds to .grad
         self._random: dict[nn.Module, list[State]] = {}
         self._start: State | None = None
         self._handles: list[Any] = []
@@ -134,20 +134,12 @@ class Recorder:
         self._of_tensors.clear()
         self._edges, self._pass, self._backward = {}, None, None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before, self.off = self.off, True
-        try:
-            yield
-        finally:
-            self.off = before
-
     def differentiating(self, within: Pass | None) -> None:
         """Calls from now on are repetitions in the backward pass of this pass."""
         self._backward = within
 
     def _begin(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.off or in_backward() or self._pass is not None:
+        if silent.depth or in_backward() or self._pass is not None:
             return
         self._backward = None  # a backward pass that has failed never said that it was over
         self._edges = {}
@@ -160,7 +152,7 @@ class Recorder:
 
     def _end(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         within = self._pass
-        if self.off or in_backward() or within is None:
+        if silent.depth or in_backward() or within is None:
             return
         self._pass = None
         if output is None or not torch.is_grad_enabled():
@@ -174,13 +166,13 @@ class Recorder:
         self._forward(within, outputs, edges)
 
     def _before(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        if not self.off and torch.is_grad_enabled():
+        if not silent.depth and torch.is_grad_enabled():
             self._random.setdefault(layer, []).append(random_state(self.device))
 
     def _record(
         self, again: bool, layer: nn.Module, args: tuple, kwargs: dict, output: Any
     ) -> None:
-        if self.off:
+        if silent.depth:
             return
         again_in_backward = in_backward()
         within = self._backward if again_in_backward else self._pass
@@ -217,12 +209,33 @@ class Recorder:
             "enabled": torch.is_autocast_enabled(kind),
         }
 
+    def _counts(self) -> bool:
+        """Whether this backward pass adds to ``.grad``, unlike one for a gradient of the input."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task[0]:
+            edges = (get_gradient_edge(w) for w in self.root.parameters() if w.requires_grad)
+            counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            self._task = task, counts
+        return self._task[1]
+
     def _receive(self, call: Call, k: int, gradient: Tensor) -> None:
-        if not self.off:
+        if not silent.depth and self._counts():
             self._arrived(call, k, gradient.detach())
 
 
 Edges = dict[tuple[Call, int], GradientEdge]
+
+
+class silent:
+    """Within it, passes forward and backward count for nothing, whoever follows the model."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        silent.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        silent.depth -= 1
 
 
 class Hook:

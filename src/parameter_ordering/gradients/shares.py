@@ -1,8 +1,7 @@
 """The shares of the samples in the gradient of a minibatch, from what its layers leave."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from parameter_ordering.gradients.layers import (
     units,
     works_on_positions,
 )
-from parameter_ordering.gradients.recorder import Call, Edges, Pass, Recorder, inner
+from parameter_ordering.gradients.recorder import Call, Edges, Pass, Recorder, inner, silent
 from parameter_ordering.gradients.recurrent import has_recurrence, recurrent
 from parameter_ordering.gradients.running import accumulator_dtype
 from parameter_ordering.gradients.steps import Steps
@@ -99,22 +98,15 @@ class Shares:
         self.recorder = None
         self._clear()
 
+    def forget(self) -> None:
+        """The backward pass has left no gradient."""
+        assert self.recorder is not None
+        self.recorder.differentiating(None)
+        self._clear()
+
     def stream(self, take: Take | None) -> None:
         """Hand over shares as soon as they are whole, not at the end of the backward pass."""
         self._take = take
-
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Backward passes that count for nothing."""
-        assert self.recorder is not None
-        with self.recorder.paused():
-            if self._steps is not None:
-                self._steps.off = True
-            try:
-                yield
-            finally:
-                if self._steps is not None:
-                    self._steps.off = False
 
     @property
     def by_rule(self) -> set[str]:
@@ -190,7 +182,7 @@ class Shares:
         try:
             if call is within.root:
                 if (call, k) in outputs:
-                    with self.silent():
+                    with silent():
                         w = {n: w for n, w in self.parameters.items() if w.requires_grad}
                         w = w if within.tested else {}
                         places.weigh(within, (call, k), d, outputs, edges, w, self.axis)
@@ -336,7 +328,7 @@ class Shares:
         call.check_unchanged()
         names = self._units[call.layer]
         first = self.first_only and not within.tested
-        with self.silent():
+        with silent():
             found = recurrent(call, first, self._dtypes[next(iter(names))])
         for name, local in names.items():
             self._term(name, found[local], within, call.layer)
@@ -347,7 +339,7 @@ class Shares:
         chosen = {name: self.parameters[name] for name in names}
         first = self.first_only and not within.tested
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        with self.silent(), torch.no_grad():
+        with silent(), torch.no_grad():
             for part in self._again.shares(call, chosen, axis, first, within.tested):
                 for name, s in part.items():
                     found[name].append(s.to(self._dtypes[name]))

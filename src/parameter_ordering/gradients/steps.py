@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from parameter_ordering.gradients.recorder import Hook, in_backward
+from parameter_ordering.gradients.recorder import Hook, in_backward, silent
 
 _engine: Any = torch.autograd.Variable._execution_engine
 
@@ -32,7 +32,6 @@ class Steps:
 
     Attributes:
         exact: whether the addition of this pass is to be known apart.
-        off: whether backward passes count for nothing, for now.
 
     Raises:
         TypeError: for LBFGS and what is no optimizer.
@@ -58,7 +57,7 @@ class Steps:
         self._seen: set[str] = set()  # those with a gradient in this step
         self._left: dict[str, int] = {}  # the versions of .grad after the last backward pass
         self._passes, self._in_pass, self._error, self._scale = 0, -1, "", 1.0
-        self.exact = self.off = False
+        self.exact = False
         add = self.optimizer.register_step_pre_hook
         self._handles: list[Any] = [add(Hook(self._before_step))]
         for name, w in parameters.items():
@@ -85,7 +84,7 @@ class Steps:
             _engine.queue_callback(self._last)
 
     def _arrived(self, name: str, gradient: Tensor) -> None:
-        if self.off or not in_backward():
+        if silent.depth or not in_backward():
             return
         self.begin()
         known = self._added.get(name)
@@ -132,6 +131,7 @@ class Steps:
     def _end(self) -> None:
         self._in_pass = -1
         if not self._added:
+            self._passed({})
             return
         added, self._added = self._added, {}
         scale = scale_of(self.scaler)
