@@ -145,7 +145,8 @@ def load_claims(path: Path) -> Claims:
 def _place(contents: dict, steps: Sequence[int | str]) -> str:
     """``claim mnist-growth, t0`` for the steps ("claims", 7, "t0", 0)."""
     if len(steps) > 1:
-        claim = contents["claims"][steps[1]]
-        name = claim.get("id", steps[1] + 1) if isinstance(claim, dict) else steps[1] + 1
+        number = int(steps[1])
+        claim = contents["claims"][number]
+        name = claim.get("id", number + 1) if isinstance(claim, dict) else number + 1
         return ", ".join([f"claim {name}", *map(str, steps[2:3])])
     return str(steps[0]) if steps else "top level"
