@@ -47,7 +47,8 @@ def stage_figure(found: Mapping[str, list[Point]]) -> Figure:
         axis.axhline(1, color=INK, lw=0.8)
         for stage, name in ((EARLY, "early"), (LATE, "late")):
             axis.axvline(stage, color=PALE, ls=":", lw=1)
-            axis.annotate(name, (stage, 1), xycoords=("data", "axes fraction"), ha="center")
+            where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axis.annotate(name, (stage, 0), xytext=(-3, 4), ha="right", **where)
         for name, every in found.items():
             drawn = {p.left: p.ratio for p in every if p.versus == versus and p.ratio}
             rows = [(left, r.value, *r.interval()) for left, r in drawn.items()]
