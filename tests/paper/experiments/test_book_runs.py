@@ -37,7 +37,16 @@ def test_the_late_t0_is_read_off_a_curve_of_few_runs_that_judge_nothing(asked):
     ((curve, how),) = asked
     assert how == "learning_curve"
     plain = {"own_data": False, "shared_weights": False, "orders": book_runs.PAIR}
+    plain |= {"t0": 1, "iterations": 0, "grid": 2}
     assert curve == experiment.replace(seed=0, runs=10, **plain)
+
+
+def test_no_learning_curve_is_computed_twice(asked):
+    """One a data set, and one for each net of another width, whatever they are wanted for."""
+    for level in (book_runs.one_data_set, book_runs.new_data, book_runs.by_stage):
+        level()
+    curves = {experiment for experiment, how in asked if how == "learning_curve"}
+    assert len(curves) == len(book_runs.EXPERIMENTS) + 2 * len(book_runs.NARROW_AND_WIDE)
 
 
 def test_stages_ascend_where_the_late_one_comes_first(asked):
