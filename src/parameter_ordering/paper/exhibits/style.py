@@ -212,8 +212,12 @@ def narrow(figure: Figure) -> str:
     panels = [axis for axis in figure.axes if axis.get_subplotspec()]
     grids = [axis.get_subplotspec().get_geometry() for axis in panels]
     height = figure.get_figheight()
-    for legend in figure.legends:
-        legend.set_ncols(1)
+    for legend in list(figure.legends):
+        texts = [text.get_text() for text in legend.get_texts()]
+        title = legend.get_title().get_text()
+        legend.remove()
+        where = {"loc": "outside lower center", "ncols": 1, "handlelength": 3}
+        figure.legend(legend.legend_handles, texts, title=title, **where)
     if len(grids) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
         grid = GridSpec(len(panels), 1, figure=figure)
         for cell, axis in zip(grid, panels, strict=True):
