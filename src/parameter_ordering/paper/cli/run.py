@@ -80,10 +80,10 @@ def _draw(data: xr.Dataset, path: Path) -> Iterator[Path]:
     orders = data["order"].values.tolist()
     stages = {f"-t0-{t0}": data.sel(t0=t0) for t0 in data.t0.values} if "t0" in data.dims else {}
     drawn = {}
-    for stage, part in (stages or {"": data}).items():
-        drawn[f"loss{stage}"] = figures.loss_figure(part, orders)
+    for stage, frozen in (stages or {"": data}).items():
+        drawn[f"loss{stage}"] = figures.loss_figure(frozen, orders)
         if {"covariance", "random"} <= set(orders):
-            drawn[f"alpha{stage}"] = figures.alpha_figure(part)
+            drawn[f"alpha{stage}"] = figures.alpha_figure(frozen)
     for name, figure in drawn.items():
         file = path.with_name(f"{path.stem}-{name}.png")
         with replacing(file) as part:
