@@ -48,7 +48,7 @@ def test_orders_without_the_pair_of_figure_2(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "0"], "runs must be at least 1"),
+        (["--runs", "0"], "greater than 0"),
         (["--runs", "3", "--runs", "4"], "--runs specified multiple times"),
         (["--runs", "many"], 'unable to convert "many" into int'),
         (["--S", "100000"], "S = 100000"),
