@@ -28,7 +28,8 @@ def run_on_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
     call = pickle.dumps((function, arguments))
     with TemporaryDirectory() as folder:
         store = (Path(folder) / "store").as_uri()
-        runs = [_processes().submit(_run, rank, store, call) for rank in range(2)]
+        processes = enumerate(_processes())
+        runs = [process.submit(_run, rank, store, call) for rank, process in processes]
         errors = [error for run in runs if (error := run.exception())]
     if errors:  # the second misses the process of the first
         raise min(errors, key=lambda error: getattr(error, "time", inf))
@@ -36,11 +37,10 @@ def run_on_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 @cache
-def _processes() -> ProcessPoolExecutor:
-    # Each run waits for the other one, so that no process takes both.
-    return ProcessPoolExecutor(
-        2, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+def _processes() -> list[ProcessPoolExecutor]:
+    # One for each rank: torch remembers what it has computed for a mesh, also for a rank before.
+    options = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    return [ProcessPoolExecutor(1, get_context("spawn"), **options) for _ in range(2)]
 
 
 def _run(rank: int, store: str, call: bytes) -> bytes:

@@ -13,6 +13,7 @@ put back.
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from parameter_ordering.frozen.hooks import Freezing, build_parts, freezing_of, unfreeze_one
@@ -20,6 +21,8 @@ from parameter_ordering.frozen.masks import by_parameter, fit, set_masks, standi
 from parameter_ordering.frozen.wrappers import unwrap
 
 __all__ = ["freeze", "unfreeze"]
+
+Mask = Mapping[str, Tensor] | Mapping[Tensor, Tensor] | Mapping[Parameter, Tensor]
 
 _REFUSED = {
     LBFGS: "its line search judges the loss at values that a freeze would then take back",
@@ -29,7 +32,7 @@ _REFUSED = {
 
 def freeze(
     optimizer: Optimizer | Sequence[Optimizer],
-    mask: Mapping[str, Tensor] | Mapping[Tensor, Tensor] | None = None,
+    mask: Mask | None = None,
     *,
     add: bool = False,
     in_backward: bool | None = None,
@@ -57,11 +60,10 @@ def freeze(
     ``load_state_dict``: the masks of the checkpoint replace those of the optimizer; if it holds
     none, these stay. They go by name where both optimizers know names, so also through
     ``torch.distributed.checkpoint`` and its functions for state dicts, nested and flattened, into
-    an optimizer with another order or other groups. (Of a flattened one, torch drops the masks
-    without a word if nobody has called ``freeze(optimizer)`` before; and saves them once for each
-    parameter.) Where masks are loaded and nothing holds them, the next step is an error; nothing
-    can tell where this module has not been imported. Copies and pickles of a frozen optimizer are
-    frozen.
+    an optimizer with another order or other groups. (A flattened one that is written to disk has
+    them once for each parameter.) Where masks are loaded and nothing holds them, or were dropped by
+    torch on their way into an optimizer that had none, the next step is an error; nothing can tell
+    where this module has not been imported. Copies and pickles of a frozen optimizer are frozen.
 
     **Wrappers.** Those of Accelerate and Lightning stand for the optimizer inside. Where an
     optimizer has methods that could write parameters, as schedule-free ones have ``train`` and
@@ -104,6 +106,7 @@ def freeze(
     Source: Grabovoy, Bakhteev, Strijov, (2.8), with the update multiplied by 1 - alpha, since alpha
     marks what is frozen.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> _ = torch.nn.init.ones_(model.weight)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.5, weight_decay=0.5)
@@ -114,24 +117,30 @@ def freeze(
     (tensor([[0., 1.]]), tensor([[1.0000, 0.2500]]))
     """
     optimizers, around = _optimizers(optimizer)
-    standing = [] if mask is not None and not add else [standing_masks(each) for each in optimizers]
-    masks = {each.p: each.mask for masked in standing for each in masked}
+    for one in optimizers:
+        for kind, reason in _REFUSED.items():
+            if isinstance(one, kind):
+                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
+    masks: dict[Tensor, Tensor] = {}
+    for one in optimizers if mask is None or add else ():
+        masks |= {each.p: each.mask for each in standing_masks(one)}
     if mask is not None:
-        given = fit(optimizers, by_parameter(optimizers, mask))
-        for each in (each for masked in given for each in masked):
-            masks[each.p] = masks[each.p] | each.mask if each.p in masks else each.mask.clone()
+        for masked in fit(optimizers, by_parameter(optimizers, mask)):
+            for each in masked:
+                stands = masks.get(each.p)
+                masks[each.p] = each.mask.clone() if stands is None else stands | each.mask
     plans = []
-    for each, masked in zip(optimizers, fit(optimizers, masks), strict=True):
-        before = freezing_of(each)
+    for one, masked in zip(optimizers, fit(optimizers, masks), strict=True):
+        before = freezing_of(one)
         anew = before.in_backward if before and in_backward is None else in_backward is not False
-        plans.append((each, masked, anew, build_parts(each, masked, anew)))
-    for (each, masked, anew, parts), writers in zip(plans, around, strict=True):
-        freezing = freezing_of(each) or Freezing(each)
+        plans.append((one, masked, anew, build_parts(one, masked, anew)))
+    for (one, masked, anew, parts), writers in zip(plans, around, strict=True):
+        freezing = freezing_of(one) or Freezing(one)
         freezing.in_backward = anew
         if mask is not None:
-            freezing.thaw(each)
-        set_masks(each, masked)
-        freezing.install(each, parts)
+            freezing.thaw(one)
+        set_masks(one, masked)
+        freezing.install(one, parts)
         for writer in writers:
             freezing.guard(writer, step=True)
 
@@ -150,10 +159,6 @@ def _optimizers(
     optimizer: Optimizer | Sequence[Optimizer],
 ) -> tuple[Sequence[Optimizer], Sequence[list[Optimizer]]]:
     """The optimizers whose steps are hooked, and what may write around each of them."""
-    several = isinstance(optimizer, list | tuple)
-    pairs = [unwrap(each) for each in (optimizer if several else [optimizer])]
-    for each, _ in pairs:
-        for kind, reason in _REFUSED.items():
-            if isinstance(each, kind):
-                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
+    several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    pairs = [unwrap(each) for each in several]
     return [inner for inner, _ in pairs], [around for _, around in pairs]

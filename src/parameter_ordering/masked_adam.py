@@ -101,7 +101,7 @@ class MaskedAdam(Adam):
         super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._complete_groups()
 
     def _complete_groups(self) -> None:
@@ -115,7 +115,7 @@ class MaskedAdam(Adam):
         parts = freezing.parts if freezing else {}
         if not group["compact"] or not parts:
             new = [p for p in group["params"] if p in parts and not self.state.get(p)]
-            has_complex: bool = super()._init_group(group, *lists)
+            has_complex = self._init_of_adam(group, *lists)
             for p in new:  # what torch makes moments of only now
                 parts[p].forget(p, self.state.get(p, {}))
             return has_complex
@@ -130,11 +130,13 @@ class MaskedAdam(Adam):
             self.state[stand_in] = self.state[p]
         params = [stand_ins.get(p, p) for p in group["params"]]
         try:
-            has_complex = super()._init_group({**group, "params": params}, *lists)
-            return has_complex
+            return self._init_of_adam({**group, "params": params}, *lists)
         finally:
             for stand_in in stand_ins.values():
                 del self.state[stand_in]
+
+    def _init_of_adam(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        return bool(super()._init_group(group, *lists))  # type: ignore[no-untyped-call]
 
 
 STILL.add(MaskedAdam)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from parameter_ordering.frozen.names import Names
 
@@ -17,7 +16,7 @@ __all__ = ["skip_gradients"]
 
 
 def skip_gradients(
-    parameters: Iterable[tuple[str, Parameter]], mask: Mapping[str, Tensor]
+    parameters: Iterable[tuple[str, Tensor]], mask: Mapping[str, Tensor]
 ) -> ExitStack:
     """Compute no gradient for the tensors that ``mask`` freezes as a whole.
 

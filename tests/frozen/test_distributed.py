@@ -87,9 +87,9 @@ def alone(kind):
 def parallel(rank, kind, model_names, options):
     model = perceptron()
     distributed = nn.parallel.DistributedDataParallel(model, **options)
-    wrapped = torch.compile(distributed, backend="eager") if model_names == "compiled" else None
-    named = (model if model_names == "bare" else wrapped or distributed).named_parameters()
-    optimizer = KINDS[kind](named)
+    compiled = torch.compile(distributed, backend="eager")
+    named = {"bare": model, "wrapped": distributed, "compiled": compiled}[model_names]
+    optimizer = KINDS[kind](named.named_parameters())
     freeze(optimizer, MASKS)
     for x in data():
         optimizer.zero_grad()

@@ -13,23 +13,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from parameter_ordering.frozen.masks import KEY, keys, stored
+from parameter_ordering.frozen.masks import KEY, LOST, has_lost_masks, keys, stored
 from parameter_ordering.frozen.names import Names, bare
 
 
 def export_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Put the complete masks into a state dict that has just been made."""
-    complete = []
-    for group in optimizer.param_groups:
-        masks = stored(group)
-        pairs = zip(keys(group), group["params"], strict=True)
-        complete.append({key: _whole(masks.get(key), p) for key, p in pairs})
+    complete = [_complete(group) for group in optimizer.param_groups]
     union = {key: mask for masks in complete for key, mask in masks.items()}
     by_name = all(isinstance(key, str) for key in union)
     if by_name and len(union) == sum(map(len, complete)):
         complete = [union] * len(complete)
+    frozen = any(stored(group) for group in optimizer.param_groups)
     for group, masks in zip(state_dict["param_groups"], complete, strict=True):
         group[KEY] = masks
+        if frozen and "param_names" in group:
+            group["param_names"] = tuple(group["param_names"])
 
 
 def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -39,16 +38,18 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
     both sides have the same names in another order, is put into the order of the optimizer.
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
-    found = {
+    found: dict[str | int, Tensor | None] = {
         key: mask for group in groups for key, mask in stored(group).items() if isinstance(key, str)
     }
-    index = Names(found)
+    index = Names(key for key in found if isinstance(key, str))
     for ours, group in zip(optimizer.param_groups, groups, strict=False):
         if group.get("compact") and "compact" not in optimizer.defaults:
             raise ValueError(
                 "the checkpoint is that of a MaskedAdam(compact=True): no other optimizer can use "
                 "moments of the free parameters alone"
             )
+        if has_lost_masks(group):
+            raise ValueError(LOST)
         masks = stored(group)
         if any(isinstance(each, str) for each in group["params"]):
             names = group["params"]
@@ -61,16 +62,18 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
         else:
             _put_in_order(ours, group)
             names = ours.get("param_names") or group.get("param_names") or ()
-        if "param_names" in ours:
-            group["param_names"] = list(ours["param_names"])
+        if known := ours.get("param_names") or group.get("param_names"):
+            group["param_names"] = list(known)
         if KEY not in group:
             if KEY in ours:
                 group[KEY] = ours[KEY]
             continue
         keys_here = keys({**ours, "param_names": group.get("param_names")})
-        if any(isinstance(key, str) for key in masks):
+        if not any(map(_freezes, [*found.values(), *masks.values()])):
+            group[KEY] = {}
+        elif any(isinstance(key, str) for key in masks):
             own = Names(key for key in masks if isinstance(key, str))
-            pairs = zip(keys_here, names or map(str, keys_here), strict=True)
+            pairs = zip(keys_here, names or map(str, keys_here), strict=False)  # torch compares
             everything = {**found, **masks}
             group[KEY] = {key: everything[_known(name, own, index)] for key, name in pairs}
         else:
@@ -106,5 +109,10 @@ def _freezes(mask: Tensor | None) -> bool:
     return mask is not None and bool(mask.any())
 
 
-def _whole(mask: Tensor | None, p: Tensor) -> Tensor:
-    return torch.zeros_like(p, dtype=torch.bool, requires_grad=False) if mask is None else mask
+def _complete(group: dict[str, Any]) -> dict[str | int, Tensor]:
+    masks = stored(group)
+    complete = {}
+    for key, p in zip(keys(group), group["params"], strict=True):
+        mask = masks.get(key)
+        complete[key] = torch.zeros_like(p, dtype=torch.bool) if mask is None else mask
+    return complete

@@ -27,7 +27,8 @@ class FrozenPart:
     def __init__(self, p: Tensor, mask: Tensor, name: str):
         self._mask = local(mask)
         self._name = name
-        self._decay: tuple[float, Tensor] | None = None
+        self._factor: float | None = None
+        self._factors: Tensor | None = None
         # One for each step that has begun, as steps nest; one that raised never ends.
         self._saved: deque[Tensor | None] = deque(maxlen=4)
         self._still = True
@@ -62,11 +63,11 @@ class FrozenPart:
 
     def scale_(self, p: Tensor, factor: float) -> None:
         """Multiply the free values, as decay does; the factor of each is kept for the next step."""
-        if self._decay is None or self._decay[0] != factor:
-            self._decay = factor, self._factors(p, factor)
-        local(p.detach()).mul_(self._decay[1])
+        if self._factors is None or self._factor != factor:
+            self._factor, self._factors = factor, self._spread(p, factor)
+        local(p.detach()).mul_(self._factors)
 
-    def _factors(self, p: Tensor, factor: float) -> Tensor:
+    def _spread(self, p: Tensor, factor: float) -> Tensor:
         one, other = local(p).new_tensor([1.0, factor])
         return torch.where(self._mask, one, other)
 
@@ -124,11 +125,11 @@ class FrozenBits(FrozenPart):
         super().__init__(p, mask, name)
         self._free = (~self._mask).to(_WORDS[p.element_size()]).neg_()
 
-    def _factors(self, p: Tensor, factor: float) -> Tensor:
-        ends = local(p).new_tensor([1.0, factor])
-        one, other = ends.view(self._free.dtype)  # in one pass, where torch.where takes many
-        factors = torch.add(one, self._free, alpha=int(one - other))
-        return factors.view(ends.dtype)
+    def _spread(self, p: Tensor, factor: float) -> Tensor:
+        one, other = local(p).new_tensor([1.0, factor]).view(self._free.dtype)
+        # In one pass and in the place of the last, where torch.where takes many.
+        place = None if self._factors is None else self._factors.view(self._free.dtype)
+        return torch.add(one, self._free, alpha=int(one - other), out=place).view(p.dtype)
 
     def _put_back_(self, p: Tensor, saved: Tensor) -> None:
         bits = local(p.detach()).view(self._free.dtype)
@@ -232,10 +233,10 @@ _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def _owners(x: Tensor) -> int:
-    return int(_use_count(x.untyped_storage()._cdata))
+    return int(_use_count(x.untyped_storage()._cdata)) if _use_count else 0
 
 
-_ALONE = _owners(torch.empty(1)) if _use_count else 0
+_ALONE = _owners(torch.empty(1))
 
 
 def _is_shared(x: Tensor) -> bool:
