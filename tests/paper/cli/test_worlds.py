@@ -18,9 +18,8 @@ def asked(monkeypatch):
         asked.append((each, store.root, how))
         rng = np.random.default_rng(0)
         found = _empty(space.experiment(0, each.data_set))
-        growth = found.k * rng.lognormal(size=found.loss.shape)
-        found = found.assign(loss=1 + growth, diverged=False)
-        found["start_loss"], found["correlation"] = found.start_loss * 0 + 9, found.correlation
+        loss = 1 + found.k.values * rng.lognormal(size=found.loss.shape)
+        found = found.assign(loss=found.loss.copy(data=loss), diverged=False)
         return found.fillna(0.5).expand_dims(world=[getattr(each, "world", 0)])
 
     monkeypatch.setattr(worlds, "results", results)

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from parameter_ordering import experiments
-from parameter_ordering.paper.experiments import space, worlds
+from parameter_ordering.paper.experiments import space
 from parameter_ordering.paper.experiments.worlds import World, Worlds, outcome
 from parameter_ordering.paper.store.results import Store, results
 
@@ -109,4 +109,4 @@ def test_wrong_settings_are_named(settings):
 
 
 def test_every_data_set_of_the_space_can_be_run():
-    assert set(worlds.DataSet.__args__) == set(space.DATA_SETS)
+    assert set(space.DataSet.__args__) == set(space.DATA_SETS)

@@ -1,9 +1,12 @@
 """``parameter-ordering worlds`` and ``world``: many choices at once, and one of them again."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
+import xarray as xr
 from cyclopts import App
 
 from parameter_ordering.paper.cli.run import How
@@ -40,7 +43,7 @@ def _world(number: int, *, runs: int = 25, how: How = _HERE) -> int:
     return _told(lambda store, **options: _again(store, number, runs, options), how)
 
 
-def _told(compute, how: How) -> int:
+def _told(compute: Callable[..., pd.DataFrame], how: How) -> int:
     options = asdict(how)
     try:
         print(compute(Store(options.pop("out")), **options).to_string(index=False))
@@ -50,17 +53,19 @@ def _told(compute, how: How) -> int:
     return 0
 
 
-def _shares(store: Store, number: int, options: dict) -> pd.DataFrame:
-    found = {
+def _shares(store: Store, number: int, options: dict[str, Any]) -> pd.DataFrame:
+    found: dict[str, xr.Dataset] = {
         name: results(Worlds(data_set=name, worlds=number), store=store, **options)
         for name in space.DATA_SETS
     }
     return evidence.shares(evidence.effects(found, space.READINGS)).round(3)
 
 
-def _again(store: Store, number: int, runs: int, options: dict) -> pd.DataFrame:
+def _again(store: Store, number: int, runs: int, options: dict[str, Any]) -> pd.DataFrame:
     again = [World(data_set=name, world=number, runs=runs) for name in space.DATA_SETS]
-    found = {each.data_set: results(each, store=store, **options) for each in again}
+    found: dict[str, xr.Dataset] = {
+        each.data_set: results(each, store=store, **options) for each in again
+    }
     rows = evidence.effects(found, [evidence.PAPER])
     for column in ("contrast", "low", "high"):
         rows[column.replace("contrast", "ratio")] = evidence.ratio_of(rows[column]).round(3)

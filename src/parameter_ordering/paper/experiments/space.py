@@ -7,6 +7,7 @@ were written down before any of the worlds was run.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,14 @@ from scipy.stats import qmc
 from parameter_ordering.paper import experiments
 from parameter_ordering.paper.experiments.experiment import Experiment
 
-DATA_SETS = ("synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2")
+DataSet = Literal["synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2"]
+DATA_SETS: tuple[DataSet, ...] = (
+    "synthetic_1",
+    "boston_housing",
+    "synthetic_3",
+    "mnist",
+    "synthetic_2",
+)
 RUNS = 4
 GRID = 5  # so k is at a quarter, a half and three quarters of p
 FIRST_STAGE = 4  # the training is frozen at t0 / 4 as well
@@ -50,7 +58,7 @@ class Choice:
     integer: bool = False
     only: tuple[str, ...] = ()
 
-    def at(self, u: float, data_set: str) -> object:
+    def at(self, u: float, data_set: str) -> Any:
         """The value at u in [0, 1)."""
         if self.values:
             return self.values[int(u * len(self.values))]
@@ -188,7 +196,7 @@ def world(number: int) -> np.ndarray:
     return sobol.random(1)[0]
 
 
-def chosen(number: int, data_set: str) -> dict[str, object]:
+def chosen(number: int, data_set: str) -> dict[str, Any]:
     """What a world takes on a data set, by setting."""
     point = dict(zip(CHOICES, world(number), strict=True))
     values = {
@@ -201,7 +209,7 @@ def chosen(number: int, data_set: str) -> dict[str, object]:
     return values
 
 
-def experiment(number: int, data_set: str, length: float = 1.0, **other: object) -> Experiment:
+def experiment(number: int, data_set: str, length: float = 1.0, **other: Any) -> Experiment:
     """The experiment of a world on a data set, frozen at t0 and at a quarter of it.
 
     Args:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -18,7 +18,6 @@ from parameter_ordering.paper.experiments.parallel import side_by_side
 from parameter_ordering.paper.experiments.shard import FinishedShards
 
 Length = Annotated[float, Field(gt=0, le=1)]
-DataSet = Literal["synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
@@ -31,7 +30,7 @@ class Worlds:
         length: the share of its iterations that is run, for a quick look.
     """
 
-    data_set: DataSet
+    data_set: space.DataSet
     worlds: PositiveInt = 64
     length: Length = 1.0
 
@@ -62,8 +61,9 @@ class Worlds:
         """
         shards = {} if shards is None else shards
         wanted = [range(number, number + 1) for number in range(self.worlds)]
-        found = {each: shards.get(each) for each in wanted}
-        missing = [each for each, outcome in found.items() if outcome is None]
+        stored = {each: shards.get(each) for each in wanted}
+        found = {each: outcome for each, outcome in stored.items() if outcome is not None}
+        missing = [each for each in wanted if each not in found]
         finished = side_by_side(
             self._world,
             missing,
@@ -77,7 +77,8 @@ class Worlds:
         ):
             found[each] = shards[each] = result
         provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
-        whole = xr.concat(found.values(), "world", join="override", combine_attrs="drop")
+        in_order = [found[each] for each in wanted]
+        whole = xr.concat(in_order, "world", join="override", combine_attrs="drop")
         return whole.assign_attrs(provenance=provenance)
 
     def _world(self, numbers: range) -> xr.Dataset:
@@ -97,7 +98,7 @@ class World:
         length: the share of its iterations that is run, for a quick look.
     """
 
-    data_set: DataSet
+    data_set: space.DataSet
     world: NonNegativeInt
     runs: PositiveInt = 25
     length: Length = 1.0
@@ -125,13 +126,16 @@ class World:
         scheduler: str | None = None,
     ) -> xr.Dataset:
         """What :func:`outcome` gives, along a dimension ``world`` of one."""
-        how = {"progress": progress, "jobs": jobs, "backend": backend, "scheduler": scheduler}
+        how: dict[str, Any] = {"progress": progress, "jobs": jobs}
+        how |= {"backend": backend, "scheduler": scheduler}
         provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
         found = outcome(self.experiment, **how).expand_dims(world=[self.world])
         return found.assign_attrs(provenance=provenance)
 
 
-def outcome(experiment: Experiment, progress: bool = False, jobs: int = 1, **how) -> xr.Dataset:
+def outcome(
+    experiment: Experiment, progress: bool = False, jobs: int = 1, **how: Any
+) -> xr.Dataset:
     """What is kept of a world: an experiment frozen at two stages.
 
     Args:
@@ -163,7 +167,7 @@ def outcome(experiment: Experiment, progress: bool = False, jobs: int = 1, **how
 
 def _empty(experiment: Experiment) -> xr.Dataset:
     """Every outcome missing."""
-    coordinates = {
+    coordinates: dict[str, Any] = {
         "stage": ["first", "second"],
         "split": ["train", "test"],
         "order": list(experiment.orders),
