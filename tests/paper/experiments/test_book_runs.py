@@ -130,22 +130,6 @@ def test_shared_weights_are_shared():
     assert book_runs.shared(experiment) == expected
 
 
-@pytest.mark.parametrize("name", book_runs.NAMES)
-def test_one_setting_at_a_time_is_varied(name):
-    own = getattr(experiments, name)()
-    varied = {}
-    for each, setting, value, experiment in book_runs.varied():
-        if each == name:
-            varied.setdefault(setting, {})[value] = experiment
-    assert list(varied) == [setting for setting in book_runs.VARIED if hasattr(own, setting)]
-    (common,) = set.intersection(*(set(values.values()) for values in varied.values()))
-    for setting, values in varied.items():
-        assert len(values) == len(book_runs.VARIED[setting])
-        assert getattr(own, setting) in values
-        for value, experiment in values.items():
-            assert experiment == common.replace(**{setting: value})
-
-
 def test_nothing_is_computed_and_the_chapters_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "run", None)
     monkeypatch.setattr(Experiment, "learning_curve", None)

@@ -1,6 +1,6 @@
 """The runs of the book: those that judge the claims, and those with other settings and orders."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,17 +43,6 @@ COMPARED = (
 OWN_DATA = {"own_data": True, "shard": 5}
 # The sixth was not used in any development.
 CONFIRMED_ON = (*EXPERIMENTS, "breast_cancer")
-# One setting at a time is varied, those of FACTORS by a factor. The book's own value is among them.
-VARIED = {
-    "t0": (0.25, 1, 4),
-    "lr": (3e-4, 1e-3, 3e-3),
-    "S": (8, 32, 128),
-    "objects": (0.25, 1, 4),
-    "hidden": (0.25, 1, 4),
-    "shared_weights": (False, True),
-    "kappa": ("1/t", "1/(t+1)", "0.01"),
-}
-FACTORS = ("t0", "objects", "hidden")
 Cases = dict[tuple[str, str], xr.Dataset]
 
 
@@ -134,20 +123,6 @@ def by_stage(**settings) -> dict[str, xr.Dataset]:
         data = results(experiment.replace(orders=orders, stages=at(experiment, STAGES)))
         found[name] = data.assign_coords(left=("t0", list(STAGES))).swap_dims(t0="left")
     return found
-
-
-def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
-    """Experiment, setting, value, and the experiment with that value; ten runs, few k."""
-    few = {"runs": 10, "grid": 6, "orders": (*PAIR, "random_within_tensors")} | settings
-    for name in NAMES:
-        base = getattr(experiments, name)(**few)
-        for setting, values in VARIED.items():
-            if not hasattr(base, setting):
-                continue
-            for value in values:
-                if setting in FACTORS:
-                    value = max(1, round(value * getattr(base, setting)))
-                yield name, setting, value, base.replace(**{setting: value})
 
 
 def untouched(name: str, **settings) -> Experiment:

@@ -3,7 +3,7 @@
 import json
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -186,8 +186,9 @@ class Experiment(ABC):
         shards = {} if shards is None else shards
         starts = range(0, self.runs, self.shard)
         wanted = [range(start, min(start + self.shard, self.runs)) for start in starts]
-        results = {runs: shards.get(runs) for runs in wanted}
-        missing = [runs for runs in wanted if results[runs] is None]
+        stored = {runs: shards.get(runs) for runs in wanted}
+        results = {runs: found for runs, found in stored.items() if found is not None}
+        missing = [runs for runs in wanted if runs not in results]
         alone = backend == "loky" and min(effective_n_jobs(jobs), len(missing)) <= 1
         stages = self.stages or (self.t0,)
         steps = stages[-1] + len(stages) * self.iterations
@@ -201,6 +202,7 @@ class Experiment(ABC):
                 if bar.n % 50 == 0:
                     bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
 
+            finished: Iterator[tuple[range, xr.Dataset]]
             if alone:
                 finished = ((runs, self._shard(runs, tick)) for runs in missing)
             else:
@@ -217,7 +219,7 @@ class Experiment(ABC):
                 if not alone:
                     bar.set_postfix(loss=f"{float(result.loss.mean()):.4g}", refresh=False)
                     bar.update(steps)
-        whole = xr.concat(results.values(), "run", data_vars="minimal")
+        whole = xr.concat([results[runs] for runs in wanted], "run", data_vars="minimal")
         return whole.assign_attrs(self._attributes())
 
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
