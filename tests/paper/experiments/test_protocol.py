@@ -174,3 +174,11 @@ def test_the_first_model_that_diverged_is_named():
     with pytest.raises(Diverged) as raised:
         protocol._finite(losses.sum(), lambda x: x, lambda output, y: output, losses, losses, t=9)
     assert raised.value.args == (0, 2, 9, torch.inf)
+
+
+def test_where_the_sum_alone_is_infinite_the_largest_loss_is_named():
+    losses = torch.full((2, 4, 1), 3e38)
+    losses[1, 2] = 3.1e38
+    with pytest.raises(Diverged) as raised:
+        protocol._finite(losses.sum(), lambda x: x, lambda output, y: output, losses, losses, t=9)
+    assert raised.value.args[:3] == (1, 2, 9)

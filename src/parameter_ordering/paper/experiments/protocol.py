@@ -105,7 +105,10 @@ def _finite(total: Tensor, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, t
         return value
     with torch.no_grad():
         each = loss(model(x), y).mean(-1)
-    run, variant = (~each.isfinite()).nonzero()[0].tolist()
+    beyond = ~each.isfinite()
+    if not beyond.any():  # each is, and their sum is not
+        beyond = each == each.max()
+    run, variant = beyond.nonzero()[0].tolist()
     raise Diverged(run, variant, t, each[run, variant].item())
 
 
