@@ -24,7 +24,15 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.figures import COLOURS, NAMES
+from parameter_ordering.paper.exhibits.style import (
+    COLOURS,
+    DATA_SETS,
+    LOOKS,
+    NAMES,
+    PALE,
+    describe,
+    number,
+)
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -34,7 +42,8 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
     One row an order, one column a data set; the smallest ratio of a column is bold, and so is
     every other whose interval of the paired difference to it contains 0.
     """
-    table, best = {}, {}
+    table: dict[str, dict[str, str]] = {}
+    best: dict[tuple[str, str], bool] = {}
     for name, data in compared.items():
         growth = mean_growth(data.loss.sel(split="test"))
         lowest = str(
@@ -52,8 +61,8 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
         frame.index,
         frame.columns,
     )
-    table = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
-    return table.format_index(lambda order: NAMES.get(order, order))
+    shown = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
+    return shown.format_index(lambda order: NAMES.get(order, order))
 
 
 def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
@@ -64,33 +73,36 @@ def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     """
     rows = -(-len(compared) // 3)
     figure, axes = plt.subplots(
-        rows, 3, figsize=(10, 4.6 * rows), sharex=True, sharey=True, squeeze=False
+        rows, 3, figsize=(7.4, 4 * rows), sharex=True, sharey=True, squeeze=False
     )
+    found_of = {}
     orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
     orders = list(dict.fromkeys(orders))
     for axis in axes.flat[len(compared) :]:
         axis.set_axis_off()
     for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
-        axis.axvline(1, color="0.5", ls=":", lw=1)
+        axis.axvline(1, color=PALE, ls=":", lw=1)
         for place, order in enumerate(orders):
             found = growth_ratio(data, order, "random") if order in data.order else None
             if found is not None:
                 error = np.abs(np.array([found.interval()]).T - found.value)
-                axis.errorbar(found.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
+                look = {"fmt": LOOKS[order].mark, "ms": 5, "color": COLOURS[order]}
+                axis.errorbar(found.value, place, xerr=error, **look)
+                found_of.setdefault(name, {})[order] = found.value
         if growth_ratio(data, "random", "random") is None:
-            where = {
-                "transform": axis.transAxes,
-                "ha": "center",
-                "va": "center",
-                "backgroundcolor": "w",
-            }
+            where = {"transform": axis.transAxes, "ha": "center", "va": "center"}
             axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
-        axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
+        axis.set(title=DATA_SETS.get(name, name), xscale="log", xlim=(0.08, 12))
         axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
     axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
-    return figure
+    lowest = (
+        f"{DATA_SETS.get(name, name)}: {NAMES[min(found, key=found.__getitem__)]}, "
+        f"{number(min(found.values()), 0.05)}"
+        for name, found in found_of.items()
+    )
+    return describe(figure, f"The smallest ratio of each data set: {'; '.join(lowest)}.")
 
 
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
@@ -98,7 +110,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
 
     With 95 % intervals over runs; the row "free" is the share whose gradient never varied.
     """
-    columns = {}
+    columns: dict[tuple[str, str], dict[str, str]] = {}
     for name, data in compared.items():
         for tolerance in (0.01, 0.05, 0.1):
             column = columns.setdefault((name, f"{tolerance:.0%}"), {})
@@ -128,7 +140,7 @@ def scores_table() -> str:
     """
     rows = {}
     for name, score in SCORES.items():
-        text = inspect.getdoc(score).replace("``", "")
+        text = (inspect.getdoc(score) or "").replace("``", "")
         text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
         text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)
         what = text.partition("\n\n")[0].partition("Extra: ")[0]
