@@ -12,8 +12,10 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from parameter_ordering.gradients.coupling import rounding
+from parameter_ordering.gradients.factors import Rows
 from parameter_ordering.gradients.recorder import Call
 from parameter_ordering.gradients.replay import attributes_kept, places, replayed
+from parameter_ordering.gradients.running import accumulator_dtype
 
 _ROOM = 2**28  # bytes that the gradients of single samples may take at a time
 
@@ -23,6 +25,17 @@ class Again:
 
     def __init__(self) -> None:
         self._mapped: dict[nn.Module, bool] = {}
+
+    @torch.no_grad()
+    def rows(
+        self, call: Call, w: dict[str, Tensor], axis: int, E: int, first: bool, test: bool
+    ) -> dict[str, Rows]:
+        """All shares by name, those of single samples on axis E; else as :meth:`shares`."""
+        found: dict[str, list[Tensor]] = {name: [] for name in w}
+        for part in self.shares(call, w, axis, first, test):
+            for name, s in part.items():
+                found[name].append(s.to(accumulator_dtype(w[name])))
+        return {name: Rows(torch.cat(parts).movedim(0, E), E) for name, parts in found.items()}
 
     def shares(
         self, call: Call, parameters: dict[str, Tensor], axis: int, first: bool, test: bool
@@ -178,7 +191,9 @@ def _mapped(
     step = S if call.random is not None else max(1, min(S, _ROOM // max(size, 1)))
     for start in range(0, of, step):
         n = min(step, of - start)
-        some = [t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)]
+        some = [
+            t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)
+        ]
         d = {k: g.narrow(axis, start, n) for k, g in gradients.items()}
         over = vmap(grad(share), (None, mapped, axis), 0, randomness="different")
         yield {name: _dense(g) for name, g in over(w, some, d).items()}

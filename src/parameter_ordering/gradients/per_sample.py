@@ -125,7 +125,7 @@ class PerSampleGradients:
     def _alone(
         self, loss_fn: Callable[..., Tensor], loss: Tensor, output: Any, y: Any
     ) -> dict[str, Rows]:
-        """The g_i of parameters that the loss itself uses too, from the losses of single samples."""
+        """The g_i of parameters that the loss itself uses, from the losses of single samples."""
         if not isinstance(output, Tensor) or output.grad_fn is None or not isinstance(y, Tensor):
             return {}
         used = _parameters_beyond(loss.grad_fn, output.grad_fn)

@@ -27,8 +27,8 @@ _KEEP = frozenset(
     MaxPool3DWithIndices Maximum Minimum Mish MkldnnRnnLayer Mul NanToNum NativeBatchNorm
     NativeDropout NativeGroupNorm NativeLayerNorm Neg Norm PixelShuffle Pow PReluKernel
     Reciprocal ReflectionPad1D ReflectionPad2D Relu Repeat ReplicationPad1D ReplicationPad2D
-    Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh SmoothL1Loss Softmax Softplus Softshrink
-    Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril Triu Unfold Im2Col Col2Im
+    Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh SmoothL1Loss Softmax Softplus
+    Softshrink Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril Triu Unfold Im2Col Col2Im
     UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D
     UpsampleNearest2D View ViewAsComplex ViewAsReal Where FusedRmsNorm LinearBackward
     ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention
@@ -60,7 +60,7 @@ _FIXED = {
 }
 
 
-def graph(within: Pass, outputs: Edges, edges: Edges) -> tuple[int, bool]:
+def graph(within: Pass, outputs: Edges) -> tuple[int, bool]:
     """A signature of the graph of a pass, and whether samples could have moved in it.
 
     The signature changes when layers are called otherwise than before.
@@ -160,9 +160,9 @@ def axis_of(within: Pass, place: tuple[Call, int], d: Tensor, axes: list[int]) -
     if not came.isfinite().all():  # which proves nothing
         return axes[0] if axes else None
     for axis in axes:
-        if d.dim() > axis and d.shape[axis] % len(within.weights) == 0:
-            if float((_weighted(d, within.weights, axis) - came).norm()) <= tolerance:
-                return axis
+        fits = d.dim() > axis and d.shape[axis] % len(within.weights) == 0
+        if fits and float((_weighted(d, within.weights, axis) - came).norm()) <= tolerance:
+            return axis
     return None
 
 

@@ -123,9 +123,7 @@ class Recorder:
             # First of all forward hooks: others may replace the output.
             hook = Hook(partial(self._record, again))
             add(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        add(
-            self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True)
-        )
+        add(self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         for handle in self._handles + self._of_tensors:
@@ -214,7 +212,10 @@ class Recorder:
         task = torch._C._current_graph_task_id()
         if task != self._task[0]:
             edges = (get_gradient_edge(w) for w in self.root.parameters() if w.requires_grad)
-            counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            try:
+                counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            except RuntimeError:  # this is autograd.grad, for a parameter
+                counts = False
             self._task = task, counts
         return self._task[1]
 
@@ -273,6 +274,4 @@ def _detached(value: Any) -> Any:
 
 
 def _drawn(before: State, after: State) -> bool:
-    return any(
-        a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True)
-    )
+    return any(a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
