@@ -270,7 +270,7 @@ class Shares:
             for name in gradients.keys() - bad - self._streamed:
                 if not adds_up(name, self._terms[name], gradients[name], noise, within):
                     bad.add(name)
-                elif float(dense(gradients[name]).norm()) > 2 * noise:
+                elif float(within.sums.get(name, dense(gradients[name])).norm()) > 2 * noise:
                     self._right.add(name)
         return [name for name in self.parameters if name in bad]
 
