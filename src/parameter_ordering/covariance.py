@@ -295,9 +295,11 @@ class GradientCovariance:
     def _check(self, x: Batch, y: Any) -> int:
         axis = self.ensemble_dims or self.batch_dim
         S = count(x, axis)
-        alone = isinstance(x, Tensor) and isinstance(y, Tensor)
-        if S is None or (alone and (y.dim() <= axis or y.shape[axis] != S)):
-            shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}" if alone else "x"
+        shapes = "x"
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
+            S = S if y.dim() > axis and y.shape[axis] == S else None
+        if S is None:
             raise ValueError(f"{shapes} must have the samples on axis {axis}")
         self._check_size(S)
         check_batch_norms(self._batch_norms.items())
@@ -305,6 +307,4 @@ class GradientCovariance:
 
     def _check_size(self, S: int) -> None:
         if S < 2 and self.one_sample == "refuse":
-            raise ValueError(
-                f"S = {S}: one sample is its own mean, take S >= 2, or one_sample='count'"
-            )
+            raise ValueError(f"S = {S}: one sample is its own mean, take S >= 2, or count it")

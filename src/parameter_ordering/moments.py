@@ -36,7 +36,8 @@ def adam_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
             raise ValueError(
                 f"the optimizer has no moments of {name!r}: train it before it is scored"
             )
-        for kept, key, beta in zip(moments, ("exp_avg", "exp_avg_sq"), betas[w], strict=True):
+        pairs = zip(moments, ("exp_avg", "exp_avg_sq"), betas[w] or (), strict=True)
+        for kept, key, beta in pairs:
             kept[name] = state[key] / (1 - beta ** float(state["step"]))
     return moments
 

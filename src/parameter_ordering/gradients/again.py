@@ -4,7 +4,8 @@ For a layer without a formula: it runs once more on the input that it had, alone
 numbers that it drew. What flows back through the rows of sample i of its output is the share of i.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,11 @@ class Again:
 
     @torch.no_grad()
     def rows(
-        self, call: Call, w: dict[str, Tensor], axis: int, E: int, first: bool, test: bool
+        self, call: Call, w: Mapping[str, Tensor], axis: int, E: int, first: bool, test: bool
     ) -> dict[str, Rows]:
         """All shares by name, those of single samples on axis E; else as :meth:`shares`."""
         found: dict[str, list[Tensor]] = {name: [] for name in w}
-        for part in self.shares(call, w, axis, first, test):
+        for part in self.shares(call, dict(w), axis, first, test):
             for name, s in part.items():
                 found[name].append(s.to(accumulator_dtype(w[name])))
         return {name: Rows(torch.cat(parts).movedim(0, E), E) for name, parts in found.items()}
@@ -100,7 +101,11 @@ def _by_samples(call: Call, axis: int) -> dict[int, Tensor]:
 
 
 def _call(
-    call: Call, w: dict[str, Tensor], args: tuple, kwargs: dict, parameters: dict[str, Tensor]
+    call: Call,
+    w: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parameters: dict[str, Tensor],
 ) -> object:
     layer = call.layer
     names = {id(p): name for name, p in parameters.items()}
@@ -177,14 +182,15 @@ def _mapped(
     ]
     w = {name: p.detach() for name, p in parameters.items()}
 
-    def share(w: dict, tensors: list, d: dict) -> Tensor:
+    def share(w: dict[str, Tensor], tensors: list[Any], d: dict[int, Tensor]) -> Tensor:
         several = [
             t if m is None else tensors[j].unsqueeze(axis)
             for j, (t, m) in enumerate(zip(leaves, mapped, strict=True))
         ]
         args, kwargs = tree_unflatten(several, spec)
         out = tree_leaves(_call(call, w, args, kwargs, parameters))
-        return sum((out[k] * d[k].unsqueeze(axis)).sum() for k in d)
+        products = [(out[k] * d[k].unsqueeze(axis)).sum() for k in d]
+        return torch.stack(products).sum()
 
     chosen = [t if m is not None else torch.zeros(()) for t, m in zip(leaves, mapped, strict=True)]
     size = sum(p.numel() * p.itemsize for p in parameters.values())

@@ -106,4 +106,4 @@ def _check_finite(value: Tensor, what: str) -> None:
 
 def rounding(dtype: torch.dtype) -> float:
     """How far two orders of computing may be apart, TF32 too; what is wrong is off by about 1."""
-    return torch.finfo(dtype).eps ** 0.4
+    return float(torch.finfo(dtype).eps ** 0.4)

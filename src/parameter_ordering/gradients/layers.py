@@ -149,7 +149,8 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor) -> dict[str, Rows]
 
     def unfold(x: Tensor) -> Tensor:
         columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
-        return columns.unflatten(1, (layer.groups, -1))
+        split: Tensor = columns.unflatten(1, (layer.groups, -1))
+        return split
 
     # Not layer.weight.shape: a parametrized weight is computed when asked for, which may move it.
     shape = (d.shape[1], a.shape[1] // layer.groups, *layer.kernel_size)
@@ -184,7 +185,7 @@ def _prelu(layer: nn.PReLU, a: Tensor, d: Tensor) -> dict[str, Rows]:
     return {"weight": Rows(g.sum(2) if layer.num_parameters > 1 else g.sum((1, 2)).unsqueeze(1))}
 
 
-def _norm(normalised: Callable, positions: Callable) -> Callable:
+def _norm(normalised: Callable[..., Tensor], positions: Callable[..., tuple[int, ...]]) -> Rule:
     """The rule of a layer that gives weight * normalised(layer, a) + bias at every position."""
 
     def rule(layer: nn.Module, a: Tensor, d: Tensor) -> dict[str, Rows]:

@@ -42,8 +42,8 @@ class Pending:
             product = rows.mT @ rows
             self._matrix = product if self._matrix is None else self._matrix.add_(product)
         else:
-            for name, rows in shares.items():
-                self.take(name, rows)
+            for name, each in shares.items():
+                self.take(name, each)
         self._from_now, self.S = False, self.S + S
 
     def clear(self) -> None:

@@ -46,8 +46,9 @@ class Trials:
         within, (outputs, edges) = call.within, self._edges
         try:
             if call is within.root and (call, k) in outputs:
-                w = {name: p for name, p in parameters.items() if p.requires_grad}
-                w = w if within.tested else {}
+                w: dict[str, Tensor] = {}
+                if within.tested:
+                    w |= {name: p for name, p in parameters.items() if p.requires_grad}
                 with silent():
                     places.weigh(within, (call, k), d, outputs, edges, w, self.axis)
             elif (call, k) in edges:
