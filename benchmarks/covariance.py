@@ -1,12 +1,14 @@
-"""What `GradientCovariance.update` costs, as a ratio to the forward and backward pass in it.
+"""What C costs, by `update` and attached, as a ratio to a forward and backward pass.
 
-Beside it: the two backward passes of the paper, for g_S and g_1; `Variance` of BackPACK; and
-`torch.func.vmap(grad)` over the minibatch. All end with ``.grad`` of the minibatch and one step of
-the running mean (2.6) of the diagonal. The last two have rounds of their own, with a backward pass
-to compare with: they leave the caches and the allocator to the next as no training does.
+Beside it: the two backward passes of the paper, for g_S and g_1; `Variance` of BackPACK; the
+gradients of single samples of Opacus, squared; and `torch.func.vmap(grad)` over the minibatch. All
+end with ``.grad`` of the minibatch and one step of the running mean (2.6) of the diagonal. The last
+three have rounds of their own, with a backward pass to compare with: they leave the caches and the
+allocator to the next as no training does.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.rounds import interleaved
+from benchmarks.sequences import LSTM, Transformer, group_norm_cnn
 from parameter_ordering.covariance import GradientCovariance
 
 MODELS = {
@@ -35,8 +38,14 @@ MODELS = {
         nn.Linear(800, 10),
     ),
 }
+# Models of trainers: how to build one, with a layer in the place of LSTM, and what it is given.
+LARGER: dict[str, tuple[Callable[..., nn.Module], Callable[[int], Tensor]]] = {
+    "transformer": (lambda lstm: Transformer(), lambda S: torch.randint(0, 1000, (S, 64))),
+    "cnn, group norm": (lambda lstm: group_norm_cnn(), lambda S: torch.randn(S, 784)),
+    "lstm": (LSTM, lambda S: torch.randint(0, 1000, (S, 64))),
+}
 SAMPLES = (32, 128, 512)
-APART = ("BackPACK Variance", "torch.func.vmap(grad)")
+APART = ("BackPACK Variance", "Opacus", "torch.func.vmap(grad)")
 MEMORY = 2**31  # bytes; where gradients of single samples take more, vmap is left out
 
 
@@ -47,14 +56,23 @@ def run(quick: bool = False) -> list[dict]:
         for model in MODELS
         for S in ((8,) if quick else SAMPLES)
         for row in measure(model, S, seconds=0 if quick else 20)
-    ]
+    ] + [row for model in LARGER for row in measure(model, 4 if quick else 32, 0 if quick else 60)]
 
 
 def measure(model: str, S: int, seconds: float) -> list[dict]:
     """The rows of one model and S, from rounds of all ways for about so many seconds."""
     torch.manual_seed(0)
-    x, y = torch.randn(S, 784), torch.randint(0, 10, (S,))
-    ways = _ways(MODELS[model], x, y)
+    if model in LARGER:
+        build, draw = LARGER[model]
+        x, y = draw(S), torch.randint(0, 10, (S,))
+        ways = _ways(partial(build, nn.LSTM), x, y) | _with_opacus(build, x, y)
+        if model != "cnn, group norm":  # these know no attention, and no embedding before an LSTM
+            ways.pop("BackPACK Variance")
+        if model == "lstm":
+            ways.pop("torch.func.vmap(grad)", None)
+    else:
+        x, y = torch.randn(S, 784), torch.randint(0, 10, (S,))
+        ways = _ways(MODELS[model], x, y)
     together = {name: way for name, way in ways.items() if name not in APART}
     apart = {name: way for name, way in ways.items() if name in ("backward", *APART)}
     rows = {}
@@ -88,6 +106,30 @@ def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Cal
     def update(samples: str) -> Callable:
         covariance = GradientCovariance(build(), samples)
         return lambda: covariance.update(F.cross_entropy, x, y)
+
+    def attached(samples: str) -> Callable:
+        model = build()
+        covariance = GradientCovariance(model, samples)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        covariance.attach(optimizer)
+
+        def step():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        return step
+
+    def with_step() -> Callable:
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+        def step():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        return step
 
     def with_backpack() -> Callable:
         model, loss_fn = extend(build()), extend(nn.CrossEntropyLoss())
@@ -143,9 +185,33 @@ def _ways(build: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Cal
         "backward": backward,
         "all": lambda: update("all"),
         "first": lambda: update("first"),
+        "attached, all": lambda: attached("all"),
+        "attached, first": lambda: attached("first"),
+        "backward and step": with_step,
         "two backward passes": twice,
         "BackPACK Variance": with_backpack,
     }
     if len(x) * sum(w.numel() for w in build().parameters()) * 4 < MEMORY:
         ways["torch.func.vmap(grad)"] = with_vmap
     return {name: way() for name, way in ways.items()}
+
+
+def _with_opacus(build: Callable[..., nn.Module], x: Tensor, y: Tensor) -> dict[str, Callable]:
+    """The gradients of single samples, with the layer of Opacus in the place of LSTM."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.layers import DPLSTM
+
+    model, t = GradSampleModule(build(DPLSTM)), 0
+    C = [torch.zeros_like(w) for w in model.parameters()]
+
+    def step():
+        nonlocal t
+        t += 1
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        for c, w in zip(C, model.parameters(), strict=True):
+            g = w.grad_sample * len(x)
+            c.lerp_(g.square_().mean(0) - w.grad.square(), 1 / t)
+            w.grad_sample = None
+
+    return {"Opacus": step}

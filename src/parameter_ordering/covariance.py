@@ -4,17 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms
-from parameter_ordering.gradients.factors import Rows
-from parameter_ordering.gradients.pending import Pending
-from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients, samples as count
+from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms, check_layers
+from parameter_ordering.gradients.following import Following, mean_over_processes
+from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients
+from parameter_ordering.gradients.per_sample import samples as count
 from parameter_ordering.gradients.running import Running
 from parameter_ordering.gradients.selected import check_whole, selected
-from parameter_ordering.gradients.shares import check_layers
-from parameter_ordering.gradients.steps import Steps
 
 __all__ = ["GradientCovariance", "running_mean"]
 
@@ -42,12 +39,14 @@ class GradientCovariance:
     unit is that of a squared gradient. :math:`C_t` is an average along the trajectory of the
     parameters, not the covariance at its end; ``kappa`` and ``burn_in`` choose the window.
 
-    The gradients of single samples come from the inputs and output gradients of the layers: "all"
-    takes one more matrix product for each weight, "first" next to nothing. For a parameter that
-    this does not reach (two layers share it or none owns it, its layer is called twice or is none
-    of those known) "first" takes a second backward pass, "all" ``torch.func.vmap``. This is tested
-    when the parameter first has a gradient other than zero: the first update takes the time of a
-    few.
+    :meth:`update` has the forward and backward pass of a minibatch in it; :meth:`attach` follows
+    whatever training goes on. Either way the gradients of single samples come from the inputs and
+    output gradients of the layers: "all" takes one more matrix product for each weight, "first"
+    next to nothing. A layer without a rule (:func:`.register_rule`) is differentiated again, by
+    itself; what no layer alone accounts for, with the whole model. That the shares add up to the
+    gradient is tested at the first pass, where the graph changes, and now and then; that the
+    samples keep their places, wherever they could move. A pass that is tested takes the time of a
+    few. Where a model is differentiated again, its hooks run again.
 
     Args:
         model: any module, on its device. The parameters that train now are followed; one without a
@@ -57,6 +56,8 @@ class GradientCovariance:
         ensemble_dims: how many leading axes of all parameters tell the models of an ensemble apart.
             The axis after them in x, y and the output is that of the samples, and the loss is
             summed over models.
+        batch_dim: the axis of the samples in the first input of the model and in its output: 1
+            where time comes first.
         reduction: "mean" if the loss is the mean over samples, "sum" if it is their sum.
         parameters: which to follow, as names or as a filter ``(name, parameter) -> bool``; all that
             train by default.
@@ -67,17 +68,20 @@ class GradientCovariance:
             an exponential window then has reached the share 1 - (1 - kappa)^t of its level, of all
             parameters alike.
         unbiased: whether to multiply V_t by S / (S - 1), so that its mean is C.
+        one_sample: whether to "refuse" a minibatch of one sample, or "count" it, with V_t = 0.
         memory_limit: bytes; a larger matrix is refused.
 
     Attributes:
         t: the number of updates, those of the burn-in included.
 
     Raises:
-        ValueError: for a setting out of range or an unknown name; by :meth:`update` for S < 2, for
-            BatchNorm in training mode, and where the first minibatch (or the first with a gradient
-            other than zero) shows a loss that is not finite, or a model or a loss that couples the
-            samples: not where integers are the inputs, where only later samples see earlier ones,
-            or where no label is ``ignore_index`` yet. C and t have not changed then.
+        ValueError: for a setting out of range or an unknown name; for sharded parameters (FSDP) and
+            an embedding with ``scale_grad_by_freq``; by :meth:`update` for S < 2, for BatchNorm in
+            training mode, for a gradient of somebody else in ``.grad``, and where the first
+            minibatch (or the first with a gradient other than zero) shows a loss that is not
+            finite, the other ``reduction``, or a model that couples the samples of real inputs. C
+            and t have not changed then.
+        RuntimeError: by :meth:`update`, where shares do not add up to the gradient.
         MemoryError: for a matrix above ``memory_limit``.
 
     Source: Grabovoy, Bakhteev, Strijov, (2.6).
@@ -138,9 +142,14 @@ class GradientCovariance:
         check_layers(model)
         self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
-            model, self._parameters, samples == "first", ensemble_dims, reduction == "mean", batch_dim
+            model,
+            self._parameters,
+            samples == "first",
+            ensemble_dims,
+            reduction == "mean",
+            batch_dim,
         )
-        self._attached: _Attached | None = None
+        self._attached: Following | None = None
         self._sizes_seen = 0  # of the minibatches so far, as one number
 
     def update(
@@ -223,7 +232,7 @@ class GradientCovariance:
             raise ValueError("attach follows one model, not an ensemble: use update")
         check_batch_norms(self._batch_norms.items())
         self._C.move(self._parameters)
-        self._attached = _Attached(self, optimizer, scaler)
+        self._attached = Following(self, optimizer, scaler)
 
     def detach(self) -> None:
         """Follow no longer: all hooks are gone, C and t stay."""
@@ -269,21 +278,10 @@ class GradientCovariance:
 
     def _over_processes(self) -> dict[str, Tensor] | Tensor:
         """The sum, as a mean over the processes that train this model together."""
-        if not self._gradients.shares.distributed or dist.get_world_size() == 1:
+        if not self._gradients.shares.distributed:
             return self._C.sum
-        sizes = [None] * dist.get_world_size()
-        dist.all_gather_object(sizes, (self.t, self._sizes_seen))
-        if len(set(sizes)) > 1:
-            raise RuntimeError(
-                f"the processes had minibatches of different sizes, or not the same steps: {sizes}; "
-                "drop the last, smaller one (drop_last=True)"
-            )
-        parts = [C / len(sizes) for C in self._C.parts()]
-        for part in parts:
-            dist.all_reduce(part)
-        if self.full:
-            return parts[0]
-        return dict(zip(self._parameters, parts, strict=True))
+        parts = mean_over_processes(self._C.parts(), (self.t, self._sizes_seen))
+        return parts[0] if self.full else dict(zip(self._parameters, parts, strict=True))
 
     def _next_kappa(self) -> float:
         t = self.t + 1 - self.burn_in
@@ -297,9 +295,11 @@ class GradientCovariance:
     def _check(self, x: Batch, y: Any) -> int:
         axis = self.ensemble_dims or self.batch_dim
         S = count(x, axis)
-        alone = isinstance(x, Tensor) and isinstance(y, Tensor)
-        if S is None or (alone and (y.dim() <= axis or y.shape[axis] != S)):
-            shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}" if alone else "x"
+        shapes = "x"
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
+            S = S if y.dim() > axis and y.shape[axis] == S else None
+        if S is None:
             raise ValueError(f"{shapes} must have the samples on axis {axis}")
         self._check_size(S)
         check_batch_norms(self._batch_norms.items())
@@ -307,48 +307,4 @@ class GradientCovariance:
 
     def _check_size(self, S: int) -> None:
         if S < 2 and self.one_sample == "refuse":
-            raise ValueError(
-                f"S = {S}: one sample is its own mean, take S >= 2, or one_sample='count'"
-            )
-
-
-class _Attached:
-    """The hooks by which a covariance follows a training."""
-
-    def __init__(self, C: GradientCovariance, optimizer: Any, scaler: Any):
-        self._of, self._shares = C, C._gradients.shares
-        self._pending = Pending(C._C)
-        self._steps = Steps(
-            C._parameters, optimizer, scaler, self._step, self._passed, self._pending.clear
-        )
-        self._shares.start(self._steps)
-        if not (C.full and C.samples == "all"):
-            self._shares.stream(self._pending.take)
-
-    def remove(self) -> None:
-        self._shares.stop()
-        self._shares.stream(None)
-        self._steps.remove()
-
-    def _passed(self, gradients: dict[str, Tensor]) -> None:
-        shares = self._shares
-        if not gradients:
-            shares.forget()
-            return
-        found = shares.finish(gradients)
-        if shares.error is not None:
-            self._steps.fail(shares.error)
-        elif shares.S is not None:
-            self._pending.end(found, shares.S)
-
-    def _step(self, g: dict[str, Tensor], scale: float) -> None:
-        C, S = self._of, self._pending.S
-        C._check_size(S)
-        kappa = C._next_kappa()
-        if kappa > 0:
-            C._C.decay(1 - kappa)
-            mean = S if C.reduction == "mean" else 1
-            self._pending.add_to(C._C, g, mean, C._alpha(kappa, S) / scale**2)
-        self._pending.clear()
-        C._sizes_seen = hash((C._sizes_seen, S))
-        C.t += 1
+            raise ValueError(f"S = {S}: one sample is its own mean, take S >= 2, or count it")

@@ -36,7 +36,8 @@ def adam_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
             raise ValueError(
                 f"the optimizer has no moments of {name!r}: train it before it is scored"
             )
-        for kept, key, beta in zip(moments, ("exp_avg", "exp_avg_sq"), betas[w], strict=True):
+        pairs = zip(moments, ("exp_avg", "exp_avg_sq"), betas[w] or (), strict=True)
+        for kept, key, beta in pairs:
             kept[name] = state[key] / (1 - beta ** float(state["step"]))
     return moments
 
@@ -44,10 +45,10 @@ def adam_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
 class GradientMoments:
     r"""Running means of the minibatch gradient :math:`g_S` and of its square, over all iterations.
 
-    :math:`\frac{1}{t} \sum_s g_{S,s}` and :math:`\frac{1}{t} \sum_s g_{S,s}^2`: not centred, unlike
-    (2.6), and not forgetting, unlike Adam's. Two numbers for each parameter. With minibatches of one
-    sample the second is the diagonal of the empirical Fisher matrix, as EWC takes it; with larger
-    ones it is smaller, by up to S, since the mean is taken before the square.
+    :math:`\frac{1}{t} \sum_s g_{S,s}` and :math:`\frac{1}{t} \sum_s g_{S,s}^2`: not centred,
+    unlike (2.6), and not forgetting, unlike Adam's. Two numbers for each parameter. With
+    minibatches of one sample the second is the diagonal of the empirical Fisher matrix, as EWC
+    takes it; with larger ones it is smaller, by up to S, since the mean is taken before the square.
 
     Args:
         model: its parameters are followed.

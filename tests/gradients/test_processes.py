@@ -45,7 +45,9 @@ def want(samples):
         for rank in range(2):
             for x, y in zip(*minibatch(t, rank), strict=True):
                 loss = nn.functional.cross_entropy(model(x[None]), y[None])
-                for name, g in zip(rows, torch.autograd.grad(loss, [*model.parameters()]), strict=True):
+                for name, g in zip(
+                    rows, torch.autograd.grad(loss, [*model.parameters()]), strict=True
+                ):
                     rows[name].append(g)
         for name, w in model.named_parameters():
             g = torch.stack(rows[name])
@@ -59,9 +61,7 @@ def want(samples):
 def train(rank, port, setting, samples, way, path):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     inner = build()
     model = DistributedDataParallel(inner, **SETTINGS[setting])
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)

@@ -4,7 +4,8 @@ For a layer without a formula: it runs once more on the input that it had, alone
 numbers that it drew. What flows back through the rows of sample i of its output is the share of i.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from parameter_ordering.gradients.coupling import rounding
+from parameter_ordering.gradients.factors import Rows
 from parameter_ordering.gradients.recorder import Call
 from parameter_ordering.gradients.replay import attributes_kept, places, replayed
+from parameter_ordering.gradients.running import accumulator_dtype
 
 _ROOM = 2**28  # bytes that the gradients of single samples may take at a time
 
@@ -23,6 +26,17 @@ class Again:
 
     def __init__(self) -> None:
         self._mapped: dict[nn.Module, bool] = {}
+
+    @torch.no_grad()
+    def rows(
+        self, call: Call, w: Mapping[str, Tensor], axis: int, E: int, first: bool, test: bool
+    ) -> dict[str, Rows]:
+        """All shares by name, those of single samples on axis E; else as :meth:`shares`."""
+        found: dict[str, list[Tensor]] = {name: [] for name in w}
+        for part in self.shares(call, dict(w), axis, first, test):
+            for name, s in part.items():
+                found[name].append(s.to(accumulator_dtype(w[name])))
+        return {name: Rows(torch.cat(parts).movedim(0, E), E) for name, parts in found.items()}
 
     def shares(
         self, call: Call, parameters: dict[str, Tensor], axis: int, first: bool, test: bool
@@ -87,7 +101,11 @@ def _by_samples(call: Call, axis: int) -> dict[int, Tensor]:
 
 
 def _call(
-    call: Call, w: dict[str, Tensor], args: tuple, kwargs: dict, parameters: dict[str, Tensor]
+    call: Call,
+    w: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parameters: dict[str, Tensor],
 ) -> object:
     layer = call.layer
     names = {id(p): name for name, p in parameters.items()}
@@ -164,21 +182,24 @@ def _mapped(
     ]
     w = {name: p.detach() for name, p in parameters.items()}
 
-    def share(w: dict, tensors: list, d: dict) -> Tensor:
+    def share(w: dict[str, Tensor], tensors: list[Any], d: dict[int, Tensor]) -> Tensor:
         several = [
             t if m is None else tensors[j].unsqueeze(axis)
             for j, (t, m) in enumerate(zip(leaves, mapped, strict=True))
         ]
         args, kwargs = tree_unflatten(several, spec)
         out = tree_leaves(_call(call, w, args, kwargs, parameters))
-        return sum((out[k] * d[k].unsqueeze(axis)).sum() for k in d)
+        products = [(out[k] * d[k].unsqueeze(axis)).sum() for k in d]
+        return torch.stack(products).sum()
 
     chosen = [t if m is not None else torch.zeros(()) for t, m in zip(leaves, mapped, strict=True)]
     size = sum(p.numel() * p.itemsize for p in parameters.values())
     step = S if call.random is not None else max(1, min(S, _ROOM // max(size, 1)))
     for start in range(0, of, step):
         n = min(step, of - start)
-        some = [t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)]
+        some = [
+            t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)
+        ]
         d = {k: g.narrow(axis, start, n) for k, g in gradients.items()}
         over = vmap(grad(share), (None, mapped, axis), 0, randomness="different")
         yield {name: _dense(g) for name, g in over(w, some, d).items()}

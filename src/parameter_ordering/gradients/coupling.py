@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 _LOOKED_AT = 64  # samples at most, since each needs a loss of its own
 
@@ -28,6 +28,16 @@ def check_batch_norms(layers: Iterable[tuple[str, nn.Module]]) -> None:
                 f"{name or 'the model'} is a BatchNorm that takes the statistics of the minibatch: "
                 "this couples the samples, so none has a gradient of its own; call eval() on this "
                 "layer, or use GroupNorm or LayerNorm"
+            )
+
+
+def check_layers(model: nn.Module) -> None:
+    """That no layer looks at the whole minibatch in a way that is known beforehand."""
+    for name, layer in model.named_modules():
+        if getattr(layer, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"{name or 'the model'} has scale_grad_by_freq=True, which divides by counts of "
+                "the whole minibatch: no sample has a gradient of its own then"
             )
 
 
@@ -96,4 +106,4 @@ def _check_finite(value: Tensor, what: str) -> None:
 
 def rounding(dtype: torch.dtype) -> float:
     """How far two orders of computing may be apart, TF32 too; what is wrong is off by about 1."""
-    return torch.finfo(dtype).eps ** 0.4
+    return float(torch.finfo(dtype).eps ** 0.4)

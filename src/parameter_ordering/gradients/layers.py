@@ -73,8 +73,12 @@ def units(
 def _is_called(module: nn.Module, around: nn.Module) -> bool:
     return (
         getattr(getattr(module, "forward", None), "__func__", module) is not nn.Module.forward
-        and not isinstance(module, (nn.utils.parametrize.ParametrizationList, torch.jit.ScriptModule))
-        and not isinstance(around, (nn.MultiheadAttention, nn.utils.parametrize.ParametrizationList))
+        and not isinstance(
+            module, (nn.utils.parametrize.ParametrizationList, torch.jit.ScriptModule)
+        )
+        and not isinstance(
+            around, (nn.MultiheadAttention, nn.utils.parametrize.ParametrizationList)
+        )
     )
 
 
@@ -95,9 +99,7 @@ def works_on_positions(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding))
 
 
-def factors(
-    layer: nn.Module, a: Tensor, d: Tensor, ensemble: bool, E: int
-) -> dict[str, Rows]:
+def factors(layer: nn.Module, a: Tensor, d: Tensor, ensemble: bool, E: int) -> dict[str, Rows]:
     """The shares of the parameters of a layer, by local name; those that the rule gives.
 
     Args:
@@ -147,7 +149,8 @@ def _conv(layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor) -> dict[str, Rows]
 
     def unfold(x: Tensor) -> Tensor:
         columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
-        return columns.unflatten(1, (layer.groups, -1))
+        split: Tensor = columns.unflatten(1, (layer.groups, -1))
+        return split
 
     # Not layer.weight.shape: a parametrized weight is computed when asked for, which may move it.
     shape = (d.shape[1], a.shape[1] // layer.groups, *layer.kernel_size)
@@ -182,7 +185,7 @@ def _prelu(layer: nn.PReLU, a: Tensor, d: Tensor) -> dict[str, Rows]:
     return {"weight": Rows(g.sum(2) if layer.num_parameters > 1 else g.sum((1, 2)).unsqueeze(1))}
 
 
-def _norm(normalised: Callable, positions: Callable) -> Callable:
+def _norm(normalised: Callable[..., Tensor], positions: Callable[..., tuple[int, ...]]) -> Rule:
     """The rule of a layer that gives weight * normalised(layer, a) + bias at every position."""
 
     def rule(layer: nn.Module, a: Tensor, d: Tensor) -> dict[str, Rows]:

@@ -18,39 +18,56 @@ from parameter_ordering.gradients.recorder import Call, Edges, Pass
 
 # What keeps each row where it is, whatever the numbers in it.
 _KEEP = frozenset(
-    """Abs Acos Acosh Add Addcdiv Addcmul Addmm Alias Asin Asinh AsStrided Atan Atan2 Atanh AvgPool1D
+    """Abs Acos Acosh Add Addcdiv Addcmul Alias Asin Asinh Atan Atan2 Atanh AvgPool1D
     AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D
-    Baddbmm CatArray Celu Clamp ClampMax ClampMin Clone ConstantPadNd Convolution Cos Cosh
+    Celu Clamp ClampMax ClampMin Clone ConstantPadNd Convolution Cos Cosh
     CudnnBatchNorm CudnnRnn Div Dropout Elu Erf Erfc Exp Expm1 Expand FusedDropout Gelu Glu Gru
     Hardsigmoid Hardswish Hardtanh HuberLoss LeakyRelu Lerp LinalgVectorNorm Log Log1P Log2
     LogSigmoid LogSoftmax LogSumExp Logit Lstm MaskedFill Max MaxPool2DWithIndices
     MaxPool3DWithIndices Maximum Minimum Mish MkldnnRnnLayer Mul NanToNum NativeBatchNorm
-    NativeDropout NativeGroupNorm NativeLayerNorm Neg Norm Permute PixelShuffle Pow PReluKernel
+    NativeDropout NativeGroupNorm NativeLayerNorm Neg Norm PixelShuffle Pow PReluKernel
     Reciprocal ReflectionPad1D ReflectionPad2D Relu Repeat ReplicationPad1D ReplicationPad2D
-    Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh SmoothL1Loss Softmax Softplus Softshrink
-    Sqrt Square Squeeze Sub T Tan Tanh Threshold To ToCopy Transpose Tril Triu Unfold Im2Col Col2Im
+    Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh SmoothL1Loss Softmax Softplus
+    Softshrink Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril Triu Unfold Im2Col Col2Im
     UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D
     UpsampleNearest2D View ViewAsComplex ViewAsReal Where FusedRmsNorm LinearBackward
     ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention
-    ScaledDotProductFlashAttention ScaledDotProductCudnnAttention ReshapeAlias Unsqueeze
+    ScaledDotProductFlashAttention ScaledDotProductCudnnAttention ReshapeAlias
     MkldnnConvolution SlowConv3D ThnnConv2D ConvolutionOverrideable""".lower().split()
 )
-# What does unless it works along the first axis, by the attribute that says which.
-_UNLESS_FIRST = {
-    name: "_saved_dim"
-    for name in (
-        "cat", "cumsum", "select", "slice", "split", "splitwithsizes", "stack", "unbind", "mean",
-        "sum", "glu", "unfold", "narrow", "std", "var", "amax", "amin", "flip", "prod", "cumprod",
-    )
-}  # fmt: skip
+# What moves rows by numbers that the graph holds, which then are a part of its signature.
+_FIXED = {
+    "cat": ("dim",),
+    "cumsum": ("dim",),
+    "flip": ("dims",),
+    "mean": (),
+    "narrow": ("dim", "start", "length"),
+    "permute": ("dims",),
+    "prod": ("dim",),
+    "roll": ("shifts", "dims"),
+    "select": ("dim", "index"),
+    "slice": ("dim", "start", "end", "step"),
+    "split": ("dim", "split_size"),
+    "splitwithsizes": ("dim", "split_sizes"),
+    "squeeze": ("dim",),
+    "stack": ("dim",),
+    "std": ("dim",),
+    "sum": ("dim",),
+    "transpose": ("dim0", "dim1"),
+    "unbind": ("dim",),
+    "unsqueeze": ("dim",),
+    "var": ("dim",),
+}
 
 
-def graph(within: Pass, outputs: Edges, edges: Edges) -> tuple[int, bool]:
+def graph(within: Pass, outputs: Edges) -> tuple[int, bool]:
     """A signature of the graph of a pass, and whether samples could have moved in it.
 
     The signature changes when layers are called otherwise than before.
     """
-    S, seen, names, suspicious = within.S or 1, set(), [], False
+    S, suspicious = within.S or 1, False
+    seen: set[Node] = set()
+    names: list[Any] = []
     stack = [edge.node for edge in outputs.values()]
     while stack:
         node = stack.pop()
@@ -60,36 +77,27 @@ def graph(within: Pass, outputs: Edges, edges: Edges) -> tuple[int, bool]:
         name = node.name()
         names.append(name)
         following = node.next_functions
-        if not suspicious and not _keeps(node, name, following, S):
+        kind = name.rstrip("0123456789").removesuffix("Backward").lower()
+        if kind in _FIXED:
+            names += [str(getattr(node, f"_saved_{each}", "")) for each in _FIXED[kind]]
+        elif not suspicious and not _keeps(node, name, kind, following, S):
             suspicious = True
         stack.extend(each for each, _ in following if each is not None)
     counts = tuple((id(layer), n) for layer, n in within.calls.items())
     return hash((S, tuple(names), counts)), suspicious
 
 
-def _keeps(node: Node, name: str, following: tuple, S: int) -> bool:
-    kind = name.rstrip("0123456789").removesuffix("Backward").lower()
+def _keeps(node: Node, name: str, kind: str, following: tuple[Any, ...], S: int) -> bool:
     if kind in _KEEP or name.endswith("AccumulateGrad"):
         return True
-    if kind in _UNLESS_FIRST:
-        # All of it, or a part of what has no gradient but that of parameters.
-        dim = getattr(node, _UNLESS_FIRST[kind], None)
-        if isinstance(dim, tuple):
-            return bool(dim) and all(_later(d) for d in dim)
-        return dim is not None and _later(dim) or all(_of_parameters(f) for f, _ in following)
-    if kind == "mm":
-        return _of_parameters(following[1][0])
+    if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows
+        return _of_parameters(following[-1][0])
     if kind == "embedding":
         return _of_parameters(following[0][0])
     if kind == "bmm":
         sizes = [_length(node, saved) for saved in ("_saved_self", "_saved_mat2")]
         return all(n is None or n % S == 0 for n in sizes) and any(n is not None for n in sizes)
     return all(_of_parameters(each) for each, _ in following)
-
-
-def _later(dim: int) -> bool:
-    """Not the first axis; autograd saves what counts from the end as a large unsigned number."""
-    return dim != 0
 
 
 def _length(node: Any, saved: str) -> int | None:
@@ -152,9 +160,9 @@ def axis_of(within: Pass, place: tuple[Call, int], d: Tensor, axes: list[int]) -
     if not came.isfinite().all():  # which proves nothing
         return axes[0] if axes else None
     for axis in axes:
-        if d.dim() > axis and d.shape[axis] % len(within.weights) == 0:
-            if float((_weighted(d, within.weights, axis) - came).norm()) <= tolerance:
-                return axis
+        fits = d.dim() > axis and d.shape[axis] % len(within.weights) == 0
+        if fits and float((_weighted(d, within.weights, axis) - came).norm()) <= tolerance:
+            return axis
     return None
 
 

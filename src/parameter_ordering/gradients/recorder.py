@@ -34,7 +34,8 @@ class Pass:
     """
 
     def __init__(self, S: int | None):
-        self.S, self.root = S, None
+        self.S = S
+        self.root: Call | None = None
         self.calls: Counter[nn.Module] = Counter()
         self.weights: Tensor | None = None
         self.weighted: dict[tuple[Call, int], Tensor] = {}
@@ -54,7 +55,12 @@ class Call:
     """
 
     def __init__(
-        self, layer: nn.Module, within: Pass, args: tuple, kwargs: dict, autocast: dict[str, Any]
+        self,
+        layer: nn.Module,
+        within: Pass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        autocast: dict[str, Any],
     ):
         self.layer, self.within = layer, within
         self.args, self.kwargs = tree_map(_detached, (args, kwargs))
@@ -123,9 +129,7 @@ class Recorder:
             # First of all forward hooks: others may replace the output.
             hook = Hook(partial(self._record, again))
             add(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        add(
-            self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True)
-        )
+        add(self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         for handle in self._handles + self._of_tensors:
@@ -138,7 +142,7 @@ class Recorder:
         """Calls from now on are repetitions in the backward pass of this pass."""
         self._backward = within
 
-    def _begin(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begin(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if silent.depth or in_backward() or self._pass is not None:
             return
         self._backward = None  # a backward pass that has failed never said that it was over
@@ -150,7 +154,9 @@ class Recorder:
         self._random.clear()
         self._start = random_state(self.device)
 
-    def _end(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def _end(
+        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         within = self._pass
         if silent.depth or in_backward() or within is None:
             return
@@ -165,12 +171,17 @@ class Recorder:
         edges, self._edges = self._edges, {}
         self._forward(within, outputs, edges)
 
-    def _before(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not silent.depth and torch.is_grad_enabled():
             self._random.setdefault(layer, []).append(random_state(self.device))
 
     def _record(
-        self, again: bool, layer: nn.Module, args: tuple, kwargs: dict, output: Any
+        self,
+        again: bool,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> None:
         if silent.depth:
             return
@@ -214,7 +225,10 @@ class Recorder:
         task = torch._C._current_graph_task_id()
         if task != self._task[0]:
             edges = (get_gradient_edge(w) for w in self.root.parameters() if w.requires_grad)
-            counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            try:
+                counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            except RuntimeError:  # this is autograd.grad, for a parameter
+                counts = False
             self._task = task, counts
         return self._task[1]
 
@@ -247,10 +261,10 @@ class Hook:
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
-    def __deepcopy__(self, memo: dict) -> "Hook":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
         return Hook(_nothing)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Hook, (_nothing,)
 
 
@@ -274,5 +288,6 @@ def _detached(value: Any) -> Any:
 
 def _drawn(before: State, after: State) -> bool:
     return any(
-        a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True)
+        a is not None and b is not None and not torch.equal(a, b)
+        for a, b in zip(before, after, strict=True)
     )

@@ -32,7 +32,8 @@ def has_recurrence(call: Call) -> bool:
 def recurrent(call: Call, first: bool, dtype: torch.dtype) -> dict[str, Rows]:
     """The shares by local name, of all samples or of the first."""
     layer, x = call.layer, call.input()
-    assert isinstance(layer, nn.RNNBase) and x is not None
+    assert isinstance(layer, nn.RNNBase)
+    assert x is not None
     # Time first, then samples.
     d = dict(call.gradients)
     if layer.batch_first:
@@ -75,7 +76,9 @@ def _run(
     reverse: bool,
 ) -> Tensor:
     """One layer in one direction; keeps what has a share, in factors."""
-    w_i, w_h = (getattr(layer, f"weight_{side}_{name}").detach().to(x.dtype) for side in ("ih", "hh"))
+    w_i, w_h = (
+        getattr(layer, f"weight_{side}_{name}").detach().to(x.dtype) for side in ("ih", "hh")
+    )
     b_i = b_h = None
     if layer.bias:
         b_i, b_h = (

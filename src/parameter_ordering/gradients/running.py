@@ -83,7 +83,7 @@ class Running:
         C.baddbmm_(r.mT, r, alpha=alpha / S)
 
     def joined(self, rows: Mapping[str, Tensor], S: int) -> Tensor:
-        """Rows of all parameters, flattened, side by side: (*E, S, p); zero where there are none."""
+        """Rows of all parameters, flattened, side by side: (*E, S, p); zero where none are."""
         like = next(iter(self.parts()))
         r = like.new_zeros(*self.ensemble, S, sum(self.sizes))
         for name, part in zip(self.shapes, r.split(self.sizes, -1), strict=True):

@@ -158,7 +158,9 @@ class Steps:
         if there is not None:
             self._left[name] = there._version
 
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> Any:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError("the optimizer steps in the backward pass: this cannot be followed")
         if callable(kwargs.get("closure")):
