@@ -138,6 +138,8 @@ def svg(figure: Figure) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
+    for n, clip in enumerate(re.findall(r'<clipPath id="(\w+)"', text)):
+        text = text.replace(clip, f"clip{n}")  # matplotlib names them by their place in memory
     head, end, rest = text.partition("</style>")
     return f"{head}\n{_dark_rules(rest)}{end}{rest}"
 
