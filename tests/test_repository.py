@@ -26,6 +26,7 @@ CONDA = {
     "matplotlib-base": "matplotlib",
     "playwright-python": "playwright",
     "pytorch-cpu": "torch",
+    "ruamel.yaml": "ruamel-yaml",
 }
 NOTEBOOKS = sorted((ROOT / "chapters").rglob("*.ipynb"))
 
@@ -53,13 +54,13 @@ def test_conda_takes_the_pinned_versions():
     versions = dict(line.split("=") for line in packages if "=" in line)
     assert versions.pop("python") == "3.11"
     assert versions == {name: PINS[CONDA.get(name, name)] for name in versions}
-    names = {CONDA.get(name, name) for name in versions} | {
-        "backpack-for-pytorch",
-        "axe-playwright-python",
-    }
+    names = {CONDA.get(name, name) for name in versions}
+    # pip brings these: conda-forge may not
+    names |= {"axe-playwright-python", "backpack-for-pytorch", "schedulefree"}
+    extras = ("paper", "book", "cluster", "integrations", "test", "web")
     needed = PROJECT["dependencies"] + [
         line
-        for extra in ("paper", "book", "cluster", "test", "web")
+        for extra in extras
         for line in PROJECT["optional-dependencies"][extra]
     ]
     assert {Requirement(line).name for line in needed} - {PROJECT["name"]} <= names

@@ -36,7 +36,11 @@ def measure(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFra
     """
     rows = []
     for experiment, setting, value, data in varied:
-        row = {"experiment": experiment, "setting": setting, "value": str(value)}
+        row: dict[str, str | float] = {
+            "experiment": experiment,
+            "setting": setting,
+            "value": str(value),
+        }
         for name, order in (("random", "random"), ("within", "random_within_tensors")):
             ratio = growth_ratio(data, "covariance", order)
             if ratio is not None:
