@@ -28,8 +28,8 @@ _STYLE = """
 body { font-size: 10.5pt; }
 main { margin: 0 auto; max-width: none; }
 article { break-before: page; }
-h1, h2, h3 { break-after: avoid; }
-figure, img, tr, .cards, .case { break-inside: avoid; }
+h1, h2, h3 { break-after: avoid; break-inside: avoid; }
+figure, img, pre, tr, .cards, .case { break-inside: avoid; }
 img { max-width: 100%; height: auto; }
 a { text-decoration: none; }
 .scrolls { overflow: visible; }
