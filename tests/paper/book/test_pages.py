@@ -62,6 +62,13 @@ def test_an_empty_corner_is_no_header(files):
     ]
 
 
+def test_a_header_that_is_a_formula_has_a_name(files):
+    html = r'<table><tr><th class="head"><p><span class="math">\(n\)</span></p></th></tr></table>'
+    header = soup(polished(html, files)).th
+    assert header["aria-label"] == "n"
+    assert header.text == r"\(n\)"
+
+
 def test_the_head_is_read_by_machines():
     text = head.tags("Book", "A <page>", "About it.", "2026-01-02", "1", "https://x.org/", "a.html")
     page = soup(text)
