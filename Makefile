@@ -35,9 +35,9 @@ test: env  ## run the tests, and the examples of the documentation
 lint: env  ## check style, types and who imports whom, and that notebooks carry no outputs
 	ruff check
 	ruff format --check
-	codespell
 	lint-imports
 	mypy
+	codespell
 	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --keep-id --verify
 
 format: env  ## bring sources and notebooks into that style

@@ -55,12 +55,11 @@ def test_conda_takes_the_pinned_versions():
     assert versions.pop("python") == "3.11"
     assert versions == {name: PINS[CONDA.get(name, name)] for name in versions}
     names = {CONDA.get(name, name) for name in versions}
-    # pip brings these: conda-forge may not
+    # pip brings these: conda-forge may not have them.
     names |= {"axe-playwright-python", "backpack-for-pytorch", "schedulefree"}
-    extras = ("paper", "book", "cluster", "integrations", "test", "web")
     needed = PROJECT["dependencies"] + [
         line
-        for extra in extras
+        for extra in ("paper", "book", "cluster", "integrations", "test", "web")
         for line in PROJECT["optional-dependencies"][extra]
     ]
     assert {Requirement(line).name for line in needed} - {PROJECT["name"]} <= names

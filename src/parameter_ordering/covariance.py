@@ -222,6 +222,7 @@ class GradientCovariance:
         if self.ensemble_dims:
             raise ValueError("attach follows one model, not an ensemble: use update")
         check_batch_norms(self._batch_norms.items())
+        self._C.move(self._parameters)
         self._attached = _Attached(self, optimizer, scaler)
 
     def detach(self) -> None:
@@ -331,6 +332,9 @@ class _Attached:
 
     def _passed(self, gradients: dict[str, Tensor]) -> None:
         shares = self._shares
+        if not gradients:
+            shares.forget()
+            return
         found = shares.finish(gradients)
         if shares.error is not None:
             self._steps.fail(shares.error)

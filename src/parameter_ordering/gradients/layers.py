@@ -90,6 +90,11 @@ def sample_axis(layer: nn.Module, tensor: Tensor) -> int | None:
     return None
 
 
+def works_on_positions(layer: nn.Module) -> bool:
+    """Whether the layer does the same to each row, however these are laid out in axes."""
+    return isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding))
+
+
 def factors(
     layer: nn.Module, a: Tensor, d: Tensor, ensemble: bool, E: int
 ) -> dict[str, Rows]:

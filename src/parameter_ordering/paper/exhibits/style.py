@@ -59,8 +59,28 @@ LOOKS = {
     ),
     "oracle": Look("oracle", "#3a3a3a", (0, (2, 1, 2, 1)), "s"),
 }
-NAMES = {order: look.name for order, look in LOOKS.items()}
-COLOURS = {order: look.colour for order, look in LOOKS.items()}
+
+
+class _Looks(dict[str, Look]):
+    """Those above; an order that has no look of its own is dotted in ink, under its own name."""
+
+    def __missing__(self, order: str) -> Look:
+        return Look(order.replace("_", " "), INK, (0, (1, 3)), ".")
+
+
+class _Part(dict[str, str]):
+    """One part of the looks, by order."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__({order: getattr(look, part) for order, look in LOOKS.items()})
+        self._part = part
+
+    def __missing__(self, order: str) -> str:
+        return str(getattr(LOOKS[order], self._part))
+
+
+LOOKS = _Looks(LOOKS)
+NAMES, COLOURS = _Part("name"), _Part("colour")
 DATA_SETS = {
     "synthetic_1": "Synthetic 1",
     "synthetic_2": "Synthetic 2",
