@@ -57,8 +57,8 @@ def _figure(found: re.Match, file: Callable[[str], Path | None]) -> str:
     """An image with its size, inside a link to itself, which a phone can enlarge."""
     path = file(Path(unquote(found["src"])).name)
     attributes = f"{found['rest']}{found['more']}".strip()
-    size = path and _size(path)
-    if not size or "width=" in attributes:
+    size = _size(path) if path else None
+    if not path or not size or "width=" in attributes:
         return found[0]
     image = (
         f'<img {attributes} src="{found["src"]}" width="{size[0]}" height="{size[1]}" '

@@ -1,6 +1,7 @@
 """One setting varied at a time: how the loss grows, and how stable the order is, at each value."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,14 +13,7 @@ from pandas.io.formats.style import Styler
 
 from parameter_ordering.paper.evidence.growth import growth_ratio
 from parameter_ordering.paper.exhibits.chapter_tables import correlation, styled
-from parameter_ordering.paper.exhibits.style import (
-    COLOURS,
-    DATA_SETS,
-    LOOKS,
-    PALE,
-    describe,
-    number,
-)
+from parameter_ordering.paper.exhibits.style import COLOURS, LOOKS, PALE, data_set, describe, number
 
 
 def measure(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFrame:
@@ -67,7 +61,12 @@ def growth_figure(table: pd.DataFrame) -> Figure:
         for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
             low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
             x, error = np.arange(len(rows)) + offset, [value - low, high - value]
-            look = {"fmt": LOOKS[order].mark, "ms": 4, "color": COLOURS[order], "label": label}
+            look: dict[str, Any] = {
+                "fmt": LOOKS[order].mark,
+                "ms": 4,
+                "color": COLOURS[order],
+                "label": label,
+            }
             axis.errorbar(x, value, error, **look)
         axis.set(yscale="log", ylim=(0.05, 6))
         axis.set(yticks=[0.1, 0.3, 1, 3], yticklabels=["0.1", "0.3", "1", "3"])
@@ -77,8 +76,7 @@ def growth_figure(table: pd.DataFrame) -> Figure:
         title="growth in the proposed order, as a ratio",
     )  # fmt: skip
     ranges = (
-        f"{DATA_SETS.get(name, name)} {number(rows.random.min(), 0.05)} to "
-        f"{number(rows.random.max(), 0.05)}"
+        f"{data_set(name)} {number(rows.random.min(), 0.05)} to {number(rows.random.max(), 0.05)}"
         for name, rows in table.groupby("experiment", sort=False)
     )
     return describe(figure, f"Ratio to the random order's growth: {'; '.join(ranges)}.")
@@ -96,7 +94,7 @@ def correlation_figure(table: pd.DataFrame) -> Figure:
         axis.plot(np.arange(len(rows)), rows.correlation, "o", ms=5, color=COLOURS["covariance"])
         axis.set(ylim=(-0.1, 1.1), yticks=[0, 0.5, 1])
     ranges = (
-        f"{DATA_SETS.get(name, name)} {number(rows.correlation.min(), 0.05)} to "
+        f"{data_set(name)} {number(rows.correlation.min(), 0.05)} to "
         f"{number(rows.correlation.max(), 0.05)}"
         for name, rows in table.groupby("experiment", sort=False)
     )
@@ -120,7 +118,7 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]
                 axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
                 panels.append((axis, rows))
     for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(DATA_SETS.get(name, name))
+        axis.set_title(data_set(name))
     return figure, panels
 
 
