@@ -53,11 +53,13 @@ def asked(monkeypatch):
     def results(experiment, method="run"):
         asked.append((experiment, method))
         rng = np.random.default_rng(crc32(repr(experiment).encode()))
-        loss = rng.lognormal(size=(2, 2, 5, 3)).astype(np.float32)
         coordinates = {"split": ["train", "test"], "order": ["covariance", "random"]}
         coordinates |= {"run": range(5), "k": [0, 7, 301]}
-        return xr.Dataset({"loss": (("split", "order", "run", "k"), loss)}, coordinates)
+        if getattr(experiment, "stages", ()):
+            coordinates = {"t0": list(experiment.stages)} | coordinates
+        loss = rng.lognormal(size=[len(each) for each in coordinates.values()])
+        return xr.Dataset({"loss": (list(coordinates), loss.astype(np.float32))}, coordinates)
 
     monkeypatch.setattr(book_runs, "results", results)
-    monkeypatch.setattr(book_runs, "converged", lambda curve, window, tolerance: 12345)
+    monkeypatch.setattr(book_runs, "reached", lambda curve, share: round(10_000 * (1 - share)))
     return asked

@@ -14,6 +14,7 @@ CELLS = [
     "early = results(experiment)",
     "late = results(experiment.replace(t0=9))\ncurve = results(experiment, 'learning_curve')",
     "%matplotlib inline\ndraw(late)",
+    "part = early - curve\nfirst, second = (late[i] for i in range(2))",
 ]
 USES = ["a-early.nc", "a-late.nc", "a-curve.nc"]
 
@@ -58,6 +59,8 @@ def record(uses):
         ("figure = draw(early, late.loss)", ["a-early.nc", "a-late.nc"]),
         ("draw(curve)", ["a-curve.nc"]),
         ("draw(table)", USES),  # made from no one knows which
+        ("draw(part)", ["a-early.nc", "a-curve.nc"]),
+        ("draw(first)", ["a-late.nc"]),
     ],
 )
 def test_the_results_that_the_cell_reads(chapter, code, shown):

@@ -58,6 +58,7 @@ def judge_one():
 def _claim(**changes):
     fields = {
         "id": "slower",
+        "kind": "claim",
         "claim": "The loss grows more slowly.",
         "where": "figure 1",
         "experiments": ["made_up"],
@@ -78,9 +79,7 @@ def _claim(**changes):
 
 
 def _ledger(*every, **changes):
-    return Claims(
-        **{"runs": RUNS, "alpha": 0.05, "negligible": 0.01, "claims": list(every)} | changes
-    )
+    return Claims(**{"runs": RUNS, "alpha": 0.05, "claims": list(every)} | changes)
 
 
 def _results(seed=0, ratio=0.5, size=1.0, stable=0.9, start=0.3, shared_weights=False, S=4):
@@ -112,6 +111,7 @@ def _results(seed=0, ratio=0.5, size=1.0, stable=0.9, start=0.3, shared_weights=
             "variance": (by_run, variance),
             "exact_variance": (by_run, variance * rng.uniform(1.2, 1.4, (RUNS, 1))),
             "start_variance": (by_run, scores(start)),
+            "w0": (by_run, rng.normal(size=(RUNS, P))),
             "w": (by_run, rng.normal(size=(RUNS, P))),
             "w_true": ("feature", np.exp(common) * rng.choice([-1, 1], P)),
         },

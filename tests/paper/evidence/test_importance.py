@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import qmc
 
 from parameter_ordering.paper.evidence import importance as importance_module
-from parameter_ordering.paper.evidence.importance import first_order, importance
+from parameter_ordering.paper.evidence.importance import deciding, first_order, importance
 
 N = 64  # as many points as there are worlds
 # Ishigami, Homma, 1990, with a = 7 and b = 0.1: closed forms.
@@ -71,3 +71,13 @@ def test_chance_is_exceeded_in_one_of_twenty():
         table = importance(inputs, rng.normal(size=40), draws=80)
         beyond += bool((table.share > table.chance).any())
     assert beyond <= 13  # 5, and what chance and few draws add
+
+
+def test_what_decides_on_average_comes_first():
+    """Above chance by 0.3 and 0.1, by 0.4 in the one table that has it, and by less than 0."""
+    share = {"a": [0.5, 0.3], "b": [np.nan, 0.6], "c": [0.1, 0.1]}
+    tables = [
+        pd.DataFrame({"share": [each[i] for each in share.values()], "chance": 0.2}, list(share))
+        for i in range(2)
+    ]
+    assert deciding(each.dropna() for each in tables) == ["b", "a", "c"]

@@ -8,19 +8,24 @@ import pytest
 
 from parameter_ordering.paper.evidence.claims import Region
 from parameter_ordering.paper.evidence.ledger import commit, drift, judge
-from parameter_ordering.paper.evidence.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from parameter_ordering.paper.evidence.verdict import (
+    CANNOT,
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+)
 from parameter_ordering.paper.store.strict_yaml import load_yaml
 
 
 def test_rows_are_experiments_by_t0_by_splits(claim, ledger, results):
-    every = {(e, t0): results() for e in ("a", "b") for t0 in ("early", "rule")}
-    each = claim(experiments=["a", "b"], t0=["early", "rule"], splits=["train", "test"])
+    every = {(e, t0): results() for e in ("a", "b") for t0 in ("early", "late")}
+    each = claim(experiments=["a", "b"], t0=["early", "late"], splits=["train", "test"])
     other = claim(id="other", levels=["new data"], experiments=["b"])
     rows = judge(ledger(each, other), every)
     assert [row.case for row in rows] == [
         f"one data set/{e}/{t0}/{split}"
         for e in ("a", "b")
-        for t0 in ("early", "rule")
+        for t0 in ("early", "late")
         for split in ("train", "test")
     ]
     assert {row.verdict for row in rows if "test" in row.case} == {SUPPORTED}
@@ -116,7 +121,7 @@ def test_what_was_committed_can_be_read(committed, results, judge_one):
         (0.06, INCONCLUSIVE, "ratio of growth", True),
         (-0.06, NOT_SUPPORTED, "ratio of growth", True),
         (0.4, SUPPORTED, "ratio of growth", False),
-        (0.0, INCONCLUSIVE, "difference of growth / loss at k = 0", True),
+        (0.0, INCONCLUSIVE, "share of p", True),
     ],
 )
 def test_drift_is_a_changed_verdict_beyond_the_margin(
@@ -129,6 +134,25 @@ def test_drift_is_a_changed_verdict_beyond_the_margin(
     if drifts:
         assert f"{verdict} at" in lines[0]
         assert "committed is supported at 0." in lines[0]
+
+
+def test_what_cannot_be_judged_says_why_and_takes_no_part_in_the_correction(claim, ledger, results):
+    every = {("made_up", "early"): results(), ("flat", "early"): results(size=0.0)}
+    growing, flat = claim(), claim(id="flat", experiments=["flat"])
+    alone = judge(ledger(growing), every)
+    assert judge(ledger(flat), every)[0].verdict == CANNOT
+    both = judge(ledger(growing, flat), every)
+    assert both[0] == alone[0]
+    assert both[1].why == "there is no growth to compare with"
+    assert math.isnan(both[1].estimate)
+
+
+def test_what_can_no_longer_be_judged_drifts(committed, claim, ledger, results, tmp_path):
+    (row,) = judge(ledger(claim()), {("made_up", "early"): results(size=0.0)})
+    (line,) = drift(ledger(claim()), [row], committed)
+    assert line.startswith("slower, one data set/made_up/early/test: cannot be judged")
+    commit([row], tmp_path / "flat.yml")
+    assert drift(ledger(claim()), [row], tmp_path / "flat.yml") == []
 
 
 def test_what_is_not_committed_and_what_is_no_longer_judged_drifts(

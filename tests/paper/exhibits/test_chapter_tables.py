@@ -1,14 +1,10 @@
 """The tables and numbers of the chapters, on made-up results whose reading is known."""
 
-from math import inf
-
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
-from parameter_ordering.paper.evidence.claims import Region
-from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.exhibits import chapter_tables
 
 RUNS, K, P = 25, [0, 10, 20, 30, 40, 50, 60], 60
@@ -43,37 +39,13 @@ def results(growth):
 def test_where_the_orders_differ(growth, below, above):
     numbers = dict(chapter_tables.numbers(results(growth), "late_"))
     assert (numbers["late_below"], numbers["late_above"]) == (below, above)
+    assert "late_within_ratio" not in numbers
 
 
 def test_a_ratio_without_a_denominator_is_a_dash():
     data = results([1.0] * 5)
     data["loss"] = data.loss.where(data.order == "covariance", 3.0)
     assert chapter_tables.ratio(data, "covariance", "random") == chapter_tables.NO_RATIO
-
-
-def row(estimate, low, high, unit="ratio of growth", case="one data set/mnist/rule/test"):
-    region = Region(-inf, 0.95)
-    return Row("a", case, estimate, low, high, unit, region, 0.01, 0.02, 0.1, "supported")
-
-
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [
-        (row(0.4, 0.339, 2.0), "supported (0.40, 0.34 to 2.0)"),
-        (row(47.7, 22.4, 101.6), "supported (48, 22 to 102)"),
-        (
-            row(-0.0109, -0.0168, 0.0, "difference of growth / loss at k = 0"),
-            "supported (-1.1 %, -1.7 % to 0.0 %)",
-        ),
-    ],
-)
-def test_an_outcome_in_prose(found, text):
-    assert dict(chapter_tables.outcomes([found])) == {"a one data set mnist rule test": text}
-
-
-def test_cases_call_the_rule_late():
-    shown = chapter_tables.cases([row(0.4, 0.3, 0.5)]).data
-    assert shown.case.item() == "one data set, mnist, late, test"
 
 
 def test_a_markdown_table_keeps_formulas_and_commas():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from parameter_ordering import experiments
+from parameter_ordering.paper.evidence.stage import STAGES
 from parameter_ordering.paper.experiments import book_runs
 from parameter_ordering.paper.experiments.experiment import Experiment
 from parameter_ordering.paper.orders.catalogue import ORDERS
@@ -17,6 +18,7 @@ LEVELS = {
     "one data set": book_runs.one_data_set,
     "new data": book_runs.new_data,
     "all": book_runs.compared,
+    "stages": book_runs.by_stage,
 }
 
 
@@ -29,13 +31,27 @@ def data_seeds(experiment):
     return {experiment.data_seed + run * experiment.own_data for run in range(experiment.runs)}
 
 
-def test_t0_by_the_rule_is_read_off_the_learning_curve(asked, monkeypatch):
-    monkeypatch.setattr(book_runs, "converged", lambda curve, *rule: {(7, 0.1): 99}[rule])
-    experiment = experiments.mnist(lr=0.1, window=7, tolerance=0.1)
-    assert book_runs.late(experiment, book_runs.PAIR) == experiment.replace(
-        t0=99, orders=book_runs.PAIR
-    )
-    assert asked == [(experiment, "learning_curve")]
+def test_the_late_t0_is_read_off_a_curve_of_few_runs_that_judge_nothing(asked):
+    experiment = experiments.mnist(lr=0.1, own_data=True, shared_weights=True)
+    assert book_runs.early_and_late(experiment) == experiment.replace(stages=(experiment.t0, 9900))
+    ((curve, how),) = asked
+    assert how == "learning_curve"
+    plain = {"own_data": False, "shared_weights": False, "orders": book_runs.PAIR}
+    plain |= {"t0": 1, "iterations": 0, "grid": 2}
+    assert curve == experiment.replace(seed=0, runs=10, **plain)
+
+
+def test_no_learning_curve_is_computed_twice(asked):
+    """One a data set, and one for each net of another width, whatever they are wanted for."""
+    for level in (book_runs.one_data_set, book_runs.new_data, book_runs.by_stage):
+        level()
+    curves = {experiment for experiment, how in asked if how == "learning_curve"}
+    assert len(curves) == len(book_runs.EXPERIMENTS) + 2 * len(book_runs.NARROW_AND_WIDE)
+
+
+def test_stages_ascend_where_the_late_one_comes_first(asked):
+    experiment = experiments.mnist(t0=20_000)
+    assert book_runs.early_and_late(experiment).stages == (20_000, 20_001)
 
 
 def test_levels_share_no_seed(asked):
@@ -45,9 +61,27 @@ def test_levels_share_no_seed(asked):
         level()
         found[name] = trained(asked)
     own = {name: {each.seed for each in every} for name, every in found.items()}
-    assert sorted(map(sorted, own.values())) == [[0], [1], [2]]
-    data = [set().union(*map(data_seeds, every)) for every in found.values()]
-    assert len(set().union(*data)) == sum(map(len, data)) == 1 + 25 + 25
+    assert sorted(map(sorted, own.values())) == [[2], [10], [11], [12]]
+    assert book_runs.CURVE_SEED not in set().union(*own.values())
+    data = {name: set().union(*map(data_seeds, every)) for name, every in found.items()}
+    assert data.pop("stages") == data["one data set"]  # as in the chapters
+    assert len(set().union(*data.values())) == sum(map(len, data.values())) == 1 + 25 + 25
+
+
+@pytest.mark.parametrize("name", book_runs.EXPERIMENTS)
+def test_every_stage_of_a_data_set_is_of_one_training(name, asked):
+    data = book_runs.by_stage()[name]
+    assert data.left.values.tolist() == list(STAGES)
+    (experiment,) = [each for each in trained(asked) if each.name == name]
+    assert experiment.stages == tuple(round(10_000 * (1 - share)) for share in STAGES)
+    tensors = len(list(experiment.build().parameters()))
+    assert ("random_within_tensors" in experiment.orders) == (tensors > 1)
+
+
+def test_stages_that_fall_together_are_one_iteration_apart(asked, monkeypatch):
+    monkeypatch.setattr(book_runs, "reached", lambda curve, share: 7)
+    book_runs.by_stage()
+    assert {each.stages for each in trained(asked)} == {tuple(range(7, 7 + len(STAGES)))}
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
@@ -64,18 +98,20 @@ def test_every_order_is_compared_and_the_oracle_where_it_is_one():
     assert set(orders.values()) == {book_runs.COMPARED}
 
 
-def test_nets_of_two_widths_stand_side_by_side(asked):
+def test_nets_of_two_widths_stand_side_by_side_each_at_its_own_stages(asked):
     cases = book_runs.one_data_set()
     nets = {
-        (e.name, e.hidden, e.t0 == 12345): e for e in trained(asked) if e.orders == book_runs.PAIR
+        (each.name, each.hidden): each for each in trained(asked) if each.orders == book_runs.PAIR
     }
     for name, widths in book_runs.NARROW_AND_WIDE.items():
-        for t0 in ("early", "rule"):
-            data = cases[f"{name}_width", t0]
+        for place, stage in enumerate(("early", "late")):
+            data = cases[f"{name}_width", stage]
             assert data.width.values.tolist() == list(widths)
             np.testing.assert_allclose(data.k, [0, 0.5, 1])
             for width in widths:
-                expected = book_runs.results(nets[name, width, t0 == "rule"]).loss.values
+                net = nets[name, width]
+                assert net.stages == (3333, 9900)
+                expected = book_runs.results(net).isel(t0=place).loss.values
                 assert np.array_equal(data.loss.sel(width=width), expected)
 
 
@@ -90,24 +126,8 @@ def test_nets_of_other_widths_have_a_learning_curve_twice_as_long(asked):
 
 def test_shared_weights_are_shared():
     experiment = experiments.mnist()
-    expected = experiment.replace(shared_weights=True, orders=book_runs.PAIR)
+    expected = experiment.replace(shared_weights=True, orders=book_runs.PAIR, grid=11)
     assert book_runs.shared(experiment) == expected
-
-
-@pytest.mark.parametrize("name", book_runs.NAMES)
-def test_one_setting_at_a_time_is_varied(name):
-    own = getattr(experiments, name)()
-    varied = {}
-    for each, setting, value, experiment in book_runs.varied():
-        if each == name:
-            varied.setdefault(setting, {})[value] = experiment
-    assert list(varied) == [setting for setting in book_runs.VARIED if hasattr(own, setting)]
-    (common,) = set.intersection(*(set(values.values()) for values in varied.values()))
-    for setting, values in varied.items():
-        assert len(values) == len(book_runs.VARIED[setting])
-        assert getattr(own, setting) in values
-        for value, experiment in values.items():
-            assert experiment == common.replace(**{setting: value})
 
 
 def test_nothing_is_computed_and_the_chapters_are_named(tmp_path, monkeypatch):
@@ -116,18 +136,22 @@ def test_nothing_is_computed_and_the_chapters_are_named(tmp_path, monkeypatch):
     with pytest.raises(NotStored) as raised:
         book_runs.stored(tmp_path)
     chapters = [f"chapters/experiments/{name}" for name in book_runs.EXPERIMENTS]
-    command = " ".join(["execute", *chapters, "chapters/claims", "chapters/orders"])
+    command = " ".join(
+        ["execute", *chapters, "chapters/claims", "chapters/stages", "chapters/orders"]
+    )
     assert str(raised.value).endswith(command)
 
 
 def test_all_cases_of_the_book_are_there(asked, tmp_path):
     cases = book_runs.stored(tmp_path)
     names = book_runs.EXPERIMENTS
-    expected = {f"{n}, {t}" for n in names for t in ("early", "rule", "shared weights")}
-    expected |= {f"{n}, {t}, new data" for n in book_runs.NAMES for t in ("early", "rule")}
+    stages = ("early", "late")
+    expected = {f"{n}, {t}" for n in names for t in (*stages, "shared weights")}
+    expected |= {f"{n}, {t}, new data" for n in names for t in stages}
+    expected |= {f"{n}, {share:.0%} left" for n in names for share in STAGES}
     expected |= {f"{name}, all orders" for name in book_runs.CONFIRMED_ON}
     widths = {(n, w) for n, both in book_runs.NARROW_AND_WIDE.items() for w in both}
-    expected |= {f"{name}_width {w}, {t}" for name, w in widths for t in ("early", "rule")}
+    expected |= {f"{name}_width {w}, {t}" for name, w in widths for t in stages}
     assert set(cases) == expected
     assert {data.loss.dims for data in cases.values()} == {("split", "order", "run", "k")}
     values = {data.loss.values.tobytes() for data in cases.values()}

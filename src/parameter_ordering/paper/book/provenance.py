@@ -49,20 +49,33 @@ def code_block(code: str) -> str:
 
 def _shown(chapter: Chapter, uses: list[str], code: str) -> list[str]:
     """The results in the variables that a cell reads; all of the chapter's if that is not plain."""
-    cells = [cell.source for cell in chapter.notebook.cells if cell.cell_type == "code"]
-    held = [
-        statement.targets[0].id
-        for cell in cells
-        for statement in python(cell).body
-        if isinstance(statement, ast.Assign)
-        and isinstance(statement.targets[0], ast.Name)
-        and isinstance(statement.value, ast.Call)
-        and ast.unparse(statement.value.func).rpartition(".")[2] == "results"
-    ]
-    read = {node.id for node in ast.walk(python(code)) if isinstance(node, ast.Name)}
-    shown = [name for variable, name in zip(held, uses, strict=False) if variable in read]
-    plain = len(held) == len(uses) == len(set(held))
-    return list(dict.fromkeys(shown if plain and shown else uses))
+    cells = [python(cell.source) for cell in chapter.notebook.cells if cell.cell_type == "code"]
+    assigned = [each for cell in cells for each in cell.body if isinstance(each, ast.Assign)]
+    held = [each for each in assigned if _is_results(each)]
+    variables = [ast.unparse(each.targets[0]) for each in held]
+    if not len(variables) == len(uses) == len(set(variables)):
+        return list(dict.fromkeys(uses))
+    behind = {variable: {name} for variable, name in zip(variables, uses, strict=True)}
+    for each in assigned:  # and what is made of them
+        if each not in held:
+            for target in _names(each.targets[0]):
+                behind[target] = set().union(*(behind.get(name, ()) for name in _names(each.value)))
+    shown = set().union(*(behind.get(name, ()) for name in _names(python(code))))
+    return [name for name in uses if name in shown] or list(dict.fromkeys(uses))
+
+
+def _is_results(statement: ast.Assign) -> bool:
+    """Whether a variable is given what ``results`` gives."""
+    call = statement.value
+    return (
+        isinstance(statement.targets[0], ast.Name)
+        and isinstance(call, ast.Call)
+        and ast.unparse(call.func).rpartition(".")[2] == "results"
+    )
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _drawing(chapter: Chapter, record: dict[str, Any]) -> Iterator[str]:

@@ -26,6 +26,11 @@ app.command(  # by its path, for it is slow to import
     name="run",
     help="Run an experiment without a notebook.",
 )
+for _verb, _help in {
+    "worlds": "Run worlds, and say in how many the paper's claims hold.",
+    "world": "Run one world again, on seeds of its own.",
+}.items():
+    app.command(f"parameter_ordering.paper.cli.worlds:{_verb}", name=_verb, help=_help)
 
 
 @Parameter(name="*")

@@ -4,71 +4,28 @@ What was found is not in that file, so its history shows when each threshold was
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from jsonschema import Draft202012Validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from parameter_ordering.paper.store.strict_yaml import load_yaml
 
-_TEXT = {"type": "string", "minLength": 1}
-_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _some(items: dict) -> dict:
-    return {"type": "array", "items": items, "minItems": 1, "uniqueItems": True}
+def _distinct(items: list) -> list:
+    for item, count in Counter(items).items():
+        if count > 1:
+            raise ValueError(f"{item!r} stands twice")
+    return items
 
 
-_CLAIM = {
-    "type": "object",
-    "properties": {
-        "id": _TEXT,
-        "claim": _TEXT,
-        "where": _TEXT,
-        "experiments": _some(_TEXT),
-        "t0": _some({"enum": ["early", "rule"]}),
-        "levels": _some({"enum": ["one data set", "new data"]}),
-        "metric": _TEXT,
-        "direction": {"enum": ["less", "greater", "within"]},
-        "threshold": {},
-        "why": _TEXT,
-        "test": _TEXT,
-        "margin": {"type": "number", "minimum": 0},
-        "order": _TEXT,
-        "versus": _TEXT,
-        "splits": _some({"enum": ["train", "test"]}),
-        "tolerance": _SHARE,
-        "share": _SHARE,
-    },
-    "additionalProperties": False,
-    "if": {"properties": {"direction": {"const": "within"}}},
-    "then": {
-        "properties": {
-            "threshold": {
-                "type": "array",
-                "items": {"type": "number"},
-                "minItems": 2,
-                "maxItems": 2,
-            }
-        }
-    },
-    "else": {"properties": {"threshold": {"type": "number"}}},
-}
-OPTIONAL = ("order", "versus", "splits", "tolerance", "share")
-_CLAIM["required"] = [name for name in _CLAIM["properties"] if name not in OPTIONAL]
-_FILE = {
-    "type": "object",
-    "properties": {
-        "runs": {"type": "integer", "minimum": 3},
-        "alpha": _SHARE,
-        "negligible": _SHARE,
-        "claims": {"type": "array", "items": _CLAIM, "minItems": 1},
-    },
-    "required": ["runs", "alpha", "negligible", "claims"],
-    "additionalProperties": False,
-}
+T = TypeVar("T")
+Some = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Region(NamedTuple):
@@ -78,16 +35,21 @@ class Region(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+class _Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Claim(_Checked):
     """One claim, and how it is judged.
 
     Attributes:
         id: its name.
-        claim: the paper's words, in English.
+        kind: "claim"; "assumption", which the paper makes and does not test; or "control", ours, so
+            that a claim can be read one way only.
+        claim: the paper's words, in English; of a control, what it asks.
         where: in the paper.
         experiments: that judge it, each by itself.
-        t0: "early", "rule", or both.
+        t0: "early", "late", or both: :mod:`parameter_ordering.paper.evidence.stage`.
         levels: "one data set", as in the paper, where only runs differ; "new data", where data and
             split are drawn anew for each run.
         metric: a key of :data:`parameter_ordering.paper.evidence.metrics.METRICS`.
@@ -100,53 +62,67 @@ class Claim:
         order: that the claim is about.
         versus: the order, or the variable of the results, that it is compared with.
         splits: of the loss, for a metric that looks at it.
-        tolerance: relative growth of the loss that counts as not significant.
+        tolerance: share of its way that a parameter may be from the end of it.
         share: of frozen parameters, k / p.
     """
 
-    id: str
-    claim: str
-    where: str
-    experiments: list[str]
-    t0: list[str]
-    levels: list[str]
-    metric: str
-    direction: str
-    threshold: float | list[float]
-    why: str
-    test: str
-    margin: float
-    order: str | None = None
-    versus: str | None = None
-    splits: list[str] | None = None
-    tolerance: float | None = None
-    share: float | None = None
+    id: Text
+    kind: Literal["claim", "assumption", "control"]
+    claim: Text
+    where: Text
+    experiments: Some[Text]
+    t0: Some[Literal["early", "late"]]
+    levels: Some[Literal["one data set", "new data"]]
+    metric: Text
+    direction: Literal["less", "greater", "within"]
+    threshold: float | Annotated[list[float], Field(min_length=2, max_length=2)]
+    why: Text
+    test: Text
+    margin: Annotated[float, Field(ge=0)]
+    order: Text | None = None
+    versus: Text | None = None
+    splits: Some[Literal["train", "test"]] | None = None
+    tolerance: Share | None = None
+    share: Share | None = None
+
+    @model_validator(mode="after")
+    def _something_is_claimed(self) -> "Claim":
+        if isinstance(self.threshold, list) != (self.direction == "within"):
+            raise ValueError(f"threshold {self.threshold} does not fit {self.direction!r}")
+        if not self.region.low < self.region.high:
+            raise ValueError(f"nothing lies within {self.threshold}")
+        return self
 
     @property
     def region(self) -> Region:
         """Where the claim says that its quantity lies."""
-        if self.direction == "within":
+        if isinstance(self.threshold, list):
             return Region(*self.threshold)
         if self.direction == "less":
             return Region(-inf, self.threshold)
         return Region(self.threshold, inf)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claims:
+OPTIONAL = tuple(name for name, each in Claim.model_fields.items() if not each.is_required())
+
+
+class Claims(_Checked):
     """All claims, and what they share.
 
     Attributes:
         runs: how many a verdict needs.
         alpha: the chance that any verdict among all of one level is wrong.
-        negligible: share of the loss at k = 0 below which a difference of growth counts as none.
         claims: in the order of the file.
     """
 
-    runs: int
-    alpha: float
-    negligible: float
-    claims: list[Claim]
+    runs: Annotated[int, Field(ge=3)]
+    alpha: Share
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ids_are_distinct(self) -> "Claims":
+        _distinct([claim.id for claim in self.claims])
+        return self
 
 
 def load_claims(path: Path) -> Claims:
@@ -157,25 +133,20 @@ def load_claims(path: Path) -> Claims:
             in the file is named.
     """
     contents = load_yaml(path)
-    # The deepest error says most: that of a field, not that of the claim that has it.
-    errors = Draft202012Validator(_FILE).iter_errors(contents)
-    for error in sorted(errors, key=lambda error: -len(error.absolute_path)):
-        raise ValueError(f"{path}, {_place(contents, error.absolute_path)}: {error.message}")
-    claims = [Claim(**each) for each in contents["claims"]]
-    for name, count in Counter(claim.id for claim in claims).items():
-        if count > 1:
-            raise ValueError(f"{path}: the id {name!r} stands twice")
-    for claim in claims:
-        if not claim.region.low < claim.region.high:
-            raise ValueError(f"{path}, claim {claim.id}: nothing lies within {claim.threshold}")
-    return Claims(**contents | {"claims": claims})
+    try:
+        return Claims.model_validate(contents)
+    except ValidationError as error:
+        found = error.errors()[0]
+        place, value = _place(contents, found["loc"]), found["input"]
+        given = "" if isinstance(value, dict | list) else f", got {value!r}"
+        raise ValueError(f"{path}, {place}: {found['msg']}{given}") from None
 
 
-def _place(contents: dict, steps) -> str:
-    """``claim mnist-growth, t0`` for the steps ["claims", 7, "t0", 0]."""
-    steps = list(steps)
-    if len(steps) > 1 and steps[0] == "claims":
-        claim = contents["claims"][steps[1]]
-        name = claim.get("id", steps[1] + 1) if isinstance(claim, dict) else steps[1] + 1
-        return ", ".join([f"claim {name}", *(step for step in steps[2:3])])
-    return steps[0] if steps else "top level"
+def _place(contents: dict, steps: Sequence[int | str]) -> str:
+    """``claim mnist-growth, t0`` for the steps ("claims", 7, "t0", 0)."""
+    if len(steps) > 1:
+        number = int(steps[1])
+        claim = contents["claims"][number]
+        name = claim.get("id", number + 1) if isinstance(claim, dict) else number + 1
+        return ", ".join([f"claim {name}", *map(str, steps[2:3])])
+    return str(steps[0]) if steps else "top level"

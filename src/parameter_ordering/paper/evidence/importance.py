@@ -12,6 +12,8 @@ Source: Plischke, Borgonovo, Smith, Global sensitivity measures from given data,
 Operational Research 226(3), 2013.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -73,7 +75,19 @@ def _correlation_ratio(bins: np.ndarray, y: np.ndarray) -> float:
     bins, y = bins.astype(int), y - y.mean()
     sizes = np.bincount(bins)
     sums = np.bincount(bins, y)[sizes > 0]
-    return float((sums**2 / sizes[sizes > 0]).sum() / (y**2).sum())
+    total = (y**2).sum()
+    return float((sums**2 / sizes[sizes > 0]).sum() / total) if total else 0.0
+
+
+def deciding(tables: Iterable[pd.DataFrame]) -> list[str]:
+    """The inputs, those first whose share is most above chance, as a mean over tables.
+
+    Args:
+        tables: of :func:`importance`; one that lacks an input does not count for it.
+    """
+    above = [table.share - table.chance for table in tables]
+    mean = pd.concat(above, axis=1).mean(axis=1)
+    return [str(name) for name in mean.sort_values(ascending=False, kind="stable").index]
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

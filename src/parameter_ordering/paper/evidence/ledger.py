@@ -6,14 +6,21 @@ the data. P-values are corrected for all rows together by Holm's step-down, and 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan, nan
 from pathlib import Path
 
 import xarray as xr
 
 from parameter_ordering.paper.evidence.claims import OPTIONAL, Claim, Claims, Region
 from parameter_ordering.paper.evidence.metrics import METRICS
-from parameter_ordering.paper.evidence.verdict import evidence, holm, smallest_effect, verdict
+from parameter_ordering.paper.evidence.verdict import (
+    CANNOT,
+    evidence,
+    holm,
+    smallest_effect,
+    verdict,
+)
 from parameter_ordering.paper.store.strict_yaml import load_yaml, write_yaml
 
 Results = Mapping[tuple[str, str], xr.Dataset]
@@ -25,28 +32,30 @@ class Row:
 
     Attributes:
         id: of the claim.
-        case: level, experiment, t0 and, if any, split, joined by a slash.
-        estimate, low, high: the quantity with its 95 % interval, not corrected for other rows.
-        unit: of these three.
+        case: level, experiment, stage and, if any, split, joined by a slash.
+        unit: of the quantity.
         region: where the claim says that the quantity lies.
+        verdict: "supported", "not supported", "inconclusive" or "cannot be judged".
+        why: it cannot be judged; then there are no numbers.
+        estimate, low, high: the quantity with its 95 % interval, not corrected for other rows.
         p: the smallest alpha that decides this row alone.
         p_adjusted: the same among all rows.
         smallest_effect: distance from the threshold that these runs see with 80 % power, were this
             row the strictest of Holm's; for a ratio of variances or of ratios, of its logarithm.
-        verdict: "supported", "not supported" or "inconclusive".
     """
 
     id: str
     case: str
-    estimate: float
-    low: float
-    high: float
     unit: str
     region: Region
-    p: float
-    p_adjusted: float
-    smallest_effect: float
     verdict: str
+    why: str = ""
+    estimate: float = nan
+    low: float = nan
+    high: float = nan
+    p: float = nan
+    p_adjusted: float = nan
+    smallest_effect: float = nan
 
 
 def judge(ledger: Claims, results: Results, level: str = "one data set") -> list[Row]:
@@ -54,7 +63,7 @@ def judge(ledger: Claims, results: Results, level: str = "one data set") -> list
 
     Args:
         ledger: of :func:`parameter_ordering.paper.evidence.claims.load_claims`.
-        results: of the experiments, by name and t0, "early" or "rule".
+        results: of the experiments, by name and stage, "early" or "late".
         level: "one data set" or "new data".
 
     Raises:
@@ -67,38 +76,40 @@ def judge(ledger: Claims, results: Results, level: str = "one data set") -> list
         problems += _gaps(claim, experiment, t0, results, ledger.runs)
     if problems:
         raise ValueError("no verdicts:\n" + "\n".join(dict.fromkeys(problems)))
-    measured = []
-    for claim, experiment, t0, split in cases:
+    rows, quantities = [], {}
+    for place, (claim, experiment, t0, split) in enumerate(cases):
         data = results[experiment, t0]
         data = data if split is None else data.sel(split=split)
-        measured.append(METRICS[claim.metric].measure(data, claim, ledger.negligible))
-    proofs = [evidence(each.quantity, *each.region) for each in measured]
-    adjusted = holm([proof.p for proof in proofs])
-    alpha = ledger.alpha / len(cases)
-    return [
-        Row(
-            claim.id,
-            "/".join(filter(None, (level, experiment, t0, split))),
-            each.quantity.value,
-            *each.quantity.interval(0.95),
-            each.unit,
-            each.region,
-            proof.p,
-            float(p),
-            smallest_effect(each.quantity.standard_error, each.quantity.df, alpha),
-            verdict(p, proof.inside, ledger.alpha),
+        quantity, unit, why = METRICS[claim.metric].measure(data, claim)
+        case = "/".join(filter(None, (level, experiment, t0, split)))
+        rows.append(Row(claim.id, case, unit, claim.region, CANNOT, why))
+        if quantity is not None:
+            quantities[place] = quantity
+    proofs = {place: evidence(each, *rows[place].region) for place, each in quantities.items()}
+    adjusted = holm([proof.p for proof in proofs.values()])
+    for (place, proof), p in zip(proofs.items(), adjusted, strict=True):
+        each = quantities[place]
+        low, high = each.interval(0.95)
+        alpha = ledger.alpha / len(proofs)
+        rows[place] = replace(
+            rows[place],
+            verdict=verdict(p, proof.inside, ledger.alpha),
+            estimate=each.value,
+            low=low,
+            high=high,
+            p=proof.p,
+            p_adjusted=float(p),
+            smallest_effect=smallest_effect(each.standard_error, each.df, alpha),
         )
-        for (claim, experiment, t0, split), each, proof, p in zip(
-            cases, measured, proofs, adjusted, strict=True
-        )
-    ]
+    return rows
 
 
 def commit(rows: Sequence[Row], path: Path) -> None:
     """Write verdicts and estimates to the file that later runs are held against."""
     verdicts: dict[str, dict] = {}
     for row in rows:
-        entry = {"verdict": row.verdict, "estimate": float(f"{row.estimate:.4g}"), "unit": row.unit}
+        estimate = None if isnan(row.estimate) else float(f"{row.estimate:.4g}")
+        entry = {"verdict": row.verdict, "estimate": estimate, "unit": row.unit}
         verdicts.setdefault(row.id, {})[row.case] = entry
     write_yaml(path, verdicts)
 
@@ -121,8 +132,10 @@ def drift(ledger: Claims, rows: Sequence[Row], path: Path) -> list[str]:
         entry = committed.pop((row.id, row.case), None)
         if entry is None:
             lines.append(f"{row.id}, {row.case}: {row.verdict}, and nothing is committed")
-        elif row.verdict != entry["verdict"] and (
-            row.unit != entry["unit"] or abs(row.estimate - entry["estimate"]) > margins[row.id]
+        elif row.verdict != entry["verdict"] and not (
+            row.unit == entry["unit"]
+            and entry["estimate"] is not None
+            and abs(row.estimate - entry["estimate"]) <= margins[row.id]
         ):
             lines.append(
                 f"{row.id}, {row.case}: {row.verdict} at {row.estimate:.4g} {row.unit}, committed "

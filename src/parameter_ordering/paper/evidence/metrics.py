@@ -7,7 +7,6 @@ it reads and which test comes with it.
 
 import json
 from collections.abc import Callable, Set
-from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from parameter_ordering.paper.evidence import stability as orders
-from parameter_ordering.paper.evidence.claims import Claim, Region
-from parameter_ordering.paper.evidence.growth import freezable, mean_growth, spread_ratio
+from parameter_ordering.paper.evidence.claims import Claim
+from parameter_ordering.paper.evidence.growth import mean_growth, spread_ratio
 from parameter_ordering.paper.evidence.statistics import (
     Estimate,
     Inference,
@@ -25,76 +24,75 @@ from parameter_ordering.paper.evidence.statistics import (
     mean_difference,
 )
 
+NO_GROWTH = "there is no growth to compare with"
+
 
 class Measured(NamedTuple):
-    """A quantity, its unit, and the region of the claim in that unit."""
+    """A quantity and its unit, or why there is no such quantity."""
 
-    quantity: Inference
+    quantity: Inference | None
     unit: str
-    region: Region
+    why: str = ""
 
 
-def growth(data: xr.Dataset, claim: Claim, negligible: float) -> Measured:
+def growth(data: xr.Dataset, claim: Claim) -> Measured:
     """Ratio of the growth of two orders, averaged over interior k.
 
-    Where the growth of the order compared with is not well above 0 there is no ratio: by
-    :func:`is_well_above_zero`, or because it is below five times ``negligible``, so that a fifth of
-    it would count as none. Then the paired difference of growth is taken, in units of the loss at
-    k = 0: less or greater is what exceeds ``negligible``, within what does not.
+    There is none where the growth of the order compared with is not well above 0.
     """
     loss = data.loss.sel(order=[claim.order, claim.versus])
     ours, theirs = mean_growth(loss).transpose("order", "run").values
-    at_zero = float(loss.isel(k=0).mean())
-    if is_well_above_zero(theirs) and theirs.mean() >= 5 * negligible * at_zero:
-        return Measured(Ratio(ours, theirs), "ratio of growth", claim.region)
-    regions = {
-        "less": Region(-inf, -negligible),
-        "within": Region(-negligible, negligible),
-        "greater": Region(negligible, inf),
-    }
-    difference = mean_difference(ours / at_zero, theirs / at_zero)
-    return Measured(difference, "difference of growth / loss at k = 0", regions[claim.direction])
+    if is_well_above_zero(theirs):
+        return Measured(Ratio(ours, theirs), "ratio of growth")
+    return Measured(None, "ratio of growth", NO_GROWTH)
 
 
-def advantage_lost_with_width(data: xr.Dataset, claim: Claim, negligible: float) -> Measured:
-    """Ratio of growth in the widest net over that in the narrowest.
+def advantage_lost_with_width(data: xr.Dataset, claim: Claim) -> Measured:
+    """Ratio of growth in the widest net over that in the narrowest, each at the same stage.
 
     The results have a dimension ``width``. Above 1 if the order compared with catches up as the net
-    becomes wider. Where either ratio is not defined, the difference of both differences, as in
-    :func:`growth`.
+    becomes wider. There is none where either ratio is not well above 0 itself.
     """
-    narrow, wide = (growth(data.isel(width=end), claim, negligible) for end in (0, -1))
-    if narrow.unit == wide.unit == "ratio of growth":
-        a, b = narrow.quantity, wide.quantity
-        error = np.hypot(a.standard_error / a.value, b.standard_error / b.value)
-        value, unit = b.value / a.value, "ratio of ratios of growth"
-        return Measured(Estimate(value, float(error), a.df, True), unit, claim.region)
-    differences = []
-    for end in (0, -1):
-        loss = data.isel(width=end).loss.sel(order=[claim.order, claim.versus])
-        relative = mean_growth(loss).transpose("order", "run").values / float(loss.isel(k=0).mean())
-        differences.append(mean_difference(*relative))
-    a, b = differences
-    error = float(np.hypot(a.standard_error, b.standard_error))
-    unit = "difference of differences of growth / loss at k = 0"
-    return Measured(Estimate(b.value - a.value, error, a.df), unit, Region(negligible, inf))
+    narrow, wide = (growth(data.isel(width=end), claim).quantity for end in (0, -1))
+    unit = "ratio of ratios of growth"
+    if narrow is None or wide is None or min(narrow.value, wide.value) <= 0:
+        return Measured(None, unit, NO_GROWTH)
+    error = np.hypot(narrow.standard_error / narrow.value, wide.standard_error / wide.value)
+    return Measured(Estimate(wide.value / narrow.value, float(error), wide.df, True), unit)
 
 
-def spread(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def loss_at_share(data: xr.Dataset, claim: Claim) -> Measured:
+    """Loss with a share of all parameters frozen, as a ratio to that with none.
+
+    There is none where the loss stays within the threshold even with everything frozen: what holds
+    of all parameters in any order says nothing of some in this one.
+    """
+    loss = data.loss.sel(order=claim.order).transpose("k", "run")
+    nothing, everything = loss.isel(k=0), loss.isel(k=-1)
+    bound = max(each for each in claim.region if np.isfinite(each))
+    if float(everything.mean() / nothing.mean()) <= bound:
+        return Measured(None, "ratio of losses", "even all parameters can be frozen")
+    frozen = loss.sel(k=claim.share * float(loss.k[-1]), method="nearest")
+    return Measured(Ratio(frozen.values, nothing.values), "ratio of losses")
+
+
+def converged_share(data: xr.Dataset, claim: Claim) -> Measured:
+    """Share of parameters that have come to within ``tolerance`` of their way to the late weights.
+
+    The way is from w_0 to the weights at the late stage of the same run.
+    """
+    way = np.abs(data.w_late - data.w0)
+    each = (np.abs(data.w_late - data.w) <= claim.tolerance * way).mean("parameter")
+    return Measured(mean_difference(each.values, np.zeros(each.size)), "share of p")
+
+
+def spread(data: xr.Dataset, claim: Claim) -> Measured:
     """Ratio of the variances over runs of the loss of two orders."""
     ours, theirs = (data.loss.sel(order=order) for order in (claim.order, claim.versus))
-    return Measured(spread_ratio(ours, theirs), "ratio of variances over runs", claim.region)
+    return Measured(spread_ratio(ours, theirs), "ratio of variances over runs")
 
 
-def freezable_share(data: xr.Dataset, claim: Claim, _: float) -> Measured:
-    """Share of parameters frozen before the loss has grown by ``tolerance``, or what it is more."""
-    versus = None if claim.versus is None else data.loss.sel(order=claim.versus)
-    estimate = freezable(data.loss.sel(order=claim.order), claim.tolerance, versus)
-    unit = "share of p" if versus is None else "difference of shares of p"
-    return Measured(estimate, unit, claim.region)
-
-
-def stability(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def stability(data: xr.Dataset, claim: Claim) -> Measured:
     """Rank correlation between runs on untied parameters, or what it is more.
 
     Hidden units are matched by their weights where each run started from weights of its own.
@@ -106,7 +104,7 @@ def stability(data: xr.Dataset, claim: Claim, _: float) -> Measured:
     ours = data.ranks.sel(order=claim.order).values
     if claim.versus is None:
         matrix = orders.rank_correlations(ours, alive, match)
-        return Measured(orders.stability(matrix), "rank correlation", claim.region)
+        return Measured(orders.stability(matrix), "rank correlation")
     if claim.versus in data.order:
         theirs = data.ranks.sel(order=claim.versus).values
     else:
@@ -114,31 +112,31 @@ def stability(data: xr.Dataset, claim: Claim, _: float) -> Measured:
         alive = alive & (theirs > 0)
     matrix = orders.rank_correlations(ours, alive, match)
     matrix = matrix - orders.rank_correlations(theirs, alive, match)
-    return Measured(orders.stability(matrix), "difference of rank correlations", claim.region)
+    return Measured(orders.stability(matrix), "difference of rank correlations")
 
 
-def near_one(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def near_one(data: xr.Dataset, claim: Claim) -> Measured:
     """Components of the mean over runs of alpha(k) within 0.1 of 1, as a share of k."""
     estimate = orders.share_near_one(data.ranks.sel(order=claim.order).values, data.k.values)
-    return Measured(estimate, "share of k", claim.region)
+    return Measured(estimate, "share of k")
 
 
-def mask_correlation(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def mask_correlation(data: xr.Dataset, claim: Claim) -> Measured:
     """Correlation of alpha(k) between runs: 0 where the components of its mean are equal."""
     ranks = data.ranks.sel(order=claim.order).values
     matrix = orders.mask_correlations(ranks, data.k.values)
-    return Measured(orders.stability(matrix), "correlation of alpha(k)", claim.region)
+    return Measured(orders.stability(matrix), "correlation of alpha(k)")
 
 
-def feature_order(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def feature_order(data: xr.Dataset, claim: Claim) -> Measured:
     """Rank correlation of the order with the size of the weights that the data were drawn from."""
     ranks = data.ranks.sel(order=claim.order).values
     importance = np.broadcast_to(np.abs(data.w_true.values), ranks.shape)
     each = [spearmanr(*pair).statistic for pair in zip(ranks, importance, strict=True)]
-    return Measured(mean_difference(each, np.zeros(len(each))), "rank correlation", claim.region)
+    return Measured(mean_difference(each, np.zeros(len(each))), "rank correlation")
 
 
-def covariance_error(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def covariance_error(data: xr.Dataset, claim: Claim) -> Measured:
     r"""Relative error of diag(C_t0) against the exact one at w_t0, its factor 1 - 1/S made up for.
 
     :math:`\sum_j |\hat C_{jj} - C_{jj}| / \sum_j C_{jj}`.
@@ -146,19 +144,19 @@ def covariance_error(data: xr.Dataset, claim: Claim, _: float) -> Measured:
     estimate = data.variance.values / (1 - 1 / _settings(data)["S"])
     exact = data.exact_variance.values
     each = np.abs(estimate - exact).sum(1) / exact.sum(1)
-    return Measured(mean_difference(each, np.zeros(len(each))), "relative error", claim.region)
+    return Measured(mean_difference(each, np.zeros(len(each))), "relative error")
 
 
-def covariance_order(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def covariance_order(data: xr.Dataset, claim: Claim) -> Measured:
     """Rank correlation of diag(C_t0) with the exact one at w_t0, on untied parameters."""
     each = []
     for estimate, exact in zip(data.variance.values, data.exact_variance.values, strict=True):
         alive = (estimate > 0) & (exact > 0)
         each.append(spearmanr(estimate[alive], exact[alive]).statistic)
-    return Measured(mean_difference(each, np.zeros(len(each))), "rank correlation", claim.region)
+    return Measured(mean_difference(each, np.zeros(len(each))), "rank correlation")
 
 
-def step_time(data: xr.Dataset, claim: Claim, _: float) -> Measured:
+def step_time(data: xr.Dataset, claim: Claim) -> Measured:
     """Time of a training step with the share k / p frozen, as a ratio to that with k = 0.
 
     From ``seconds`` (run, k): each run is one round of timings, taken in turn.
@@ -166,13 +164,13 @@ def step_time(data: xr.Dataset, claim: Claim, _: float) -> Measured:
     seconds = data.seconds.transpose("run", "k")
     frozen = seconds.sel(k=claim.share * float(data.k[-1]), method="nearest")
     ratio = Ratio(frozen.values, seconds.sel(k=0).values)
-    return Measured(ratio, "ratio of times", claim.region)
+    return Measured(ratio, "ratio of times")
 
 
 class Metric(NamedTuple):
     """A metric, its test, and the optional fields of a claim that it must and may have."""
 
-    measure: Callable[[xr.Dataset, Claim, float], Measured]
+    measure: Callable[[xr.Dataset, Claim], Measured]
     test: str
     needs: Set[str] = frozenset()
     takes: Set[str] = frozenset()
@@ -184,9 +182,8 @@ METRICS = {
         advantage_lost_with_width, "t, delta method", {"order", "versus", "splits"}
     ),
     "spread": Metric(spread, "jackknife t", {"order", "versus", "splits"}),
-    "freezable_share": Metric(
-        freezable_share, "jackknife t", {"order", "splits", "tolerance"}, {"versus"}
-    ),
+    "loss_at_share": Metric(loss_at_share, "paired t", {"order", "splits", "share"}),
+    "converged_share": Metric(converged_share, "t", {"tolerance"}),
     "stability": Metric(stability, "jackknife t", {"order"}, {"versus"}),
     "near_one": Metric(near_one, "jackknife t", {"order"}),
     "mask_correlation": Metric(mask_correlation, "jackknife t", {"order"}),

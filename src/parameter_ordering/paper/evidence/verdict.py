@@ -3,24 +3,27 @@
 A claim says that a quantity lies in a region: below a threshold, above it, or between two.
 
     It is *supported* if the interval of the quantity lies inside the region, *not supported* if the
-    interval lies outside, and *inconclusive* if a boundary of the region lies in the interval.
+    interval lies outside, and *inconclusive* if a boundary of the region lies in the interval. It
+    *cannot be judged* where the quantity does not exist: no more runs would change that.
 
 The level of the interval is 1 - alpha for a claim alone; among many it is the one that Holm's
 correction gives. For a region between two thresholds this is the equivalence test by two one-sided
 tests (TOST), each at alpha / 2.
 """
 
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import optimize, stats
 from scipy.special import stdtr
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from parameter_ordering.paper.evidence.statistics import Inference, quantile
+from parameter_ordering.paper.evidence.statistics import Inference
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+CANNOT = "cannot be judged"
 
 
 class Evidence(NamedTuple):
@@ -47,7 +50,7 @@ def evidence(quantity: Inference, low: float = -inf, high: float = inf) -> Evide
     return Evidence(min(1.0, 2 * float(min(inside, outside))), bool(inside < outside))
 
 
-def holm(p: ArrayLike) -> np.ndarray:
+def holm(p: Sequence[float]) -> np.ndarray:
     """P-values adjusted for their number by Holm's step-down.
 
     Whatever depends on what, the chance that any true hypothesis falls below alpha is at most alpha
@@ -56,12 +59,7 @@ def holm(p: ArrayLike) -> np.ndarray:
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    p = np.asarray(p, float)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(steps, 1)
-    return adjusted
+    return multipletests(p, method="holm")[1] if len(p) else np.empty(0)
 
 
 def verdict(p: float, inside: bool, alpha: float = 0.05) -> str:
@@ -85,9 +83,8 @@ def smallest_effect(
     >>> smallest_effect(standard_error=1 / 25**0.5, df=24)
     0.58...
     """
-    q = quantile(1 - alpha, df)
-
-    def missing(effect: float) -> float:
-        return stats.nct.sf(q, df, effect) - power
-
-    return float(standard_error * optimize.brentq(missing, 0, 2 * q + 10))
+    # One side of the two-sided test: that the other rejects, an effect away, does not count.
+    solved = TTestPower().solve_power(
+        nobs=df + 1, alpha=alpha / 2, power=power, alternative="larger"
+    )
+    return float(standard_error * solved * (df + 1) ** 0.5)

@@ -35,9 +35,9 @@ def contrast_of(ratio: float) -> float:
 
 def ratio_of(contrast: ArrayLike) -> np.ndarray:
     """The ratio of growth that a contrast stands for; 0 and infinity where one order falls."""
-    contrast = np.clip(np.asarray(contrast, float), -1, 1)
+    c = np.clip(np.asarray(contrast, float), -1, 1)
     with np.errstate(divide="ignore"):
-        return (1 + contrast) / (1 - contrast)
+        return np.asarray((1 + c) / (1 - c))
 
 
 class Statement(NamedTuple):

@@ -1,8 +1,6 @@
 """Tables and numbers that the chapters show."""
 
 import hashlib
-import inspect
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -11,16 +9,13 @@ import pandas as pd
 import xarray as xr
 from pandas.io.formats.style import Styler
 
-from parameter_ordering.paper.evidence.claims import Claim, Claims, Region
 from parameter_ordering.paper.evidence.growth import growth_ratio, growth_ratios, mean_growth
-from parameter_ordering.paper.evidence.ledger import Row
-from parameter_ordering.paper.evidence.metrics import METRICS
 from parameter_ordering.paper.evidence.stability import rank_correlations, share_near_one, stability
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
 from parameter_ordering.paper.exhibits.style import NAMES
 
 NO_RATIO = "–"
-_LATE = {"rule": "late"}
+_REVERSE = "covariance_descending"
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
 
 
@@ -35,7 +30,11 @@ def styled(table: pd.DataFrame) -> Styler:
 
 def ratio(data: xr.Dataset, order: str, versus: str) -> str:
     """Growth of the test loss in one order as a ratio to that in another, with its interval."""
-    found = growth_ratio(data, order, versus)
+    return tell(growth_ratio(data, order, versus))
+
+
+def tell(found: Ratio | None) -> str:
+    """A ratio with its 95 % interval, or a dash where there is none."""
     if found is None:
         return NO_RATIO
     low, high = found.interval()
@@ -97,12 +96,18 @@ def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | s
         for column, value in row.items():
             yield f"{prefix}{column}_{order}", float(value)
     yield f"{prefix}reading", _reading(table.loc["covariance"])
-    yield f"{prefix}ratio", ratio(data, "covariance", "random")
-    ratios = growth_ratios(data, "covariance", "random")
-    shares = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
-    for name, sign in (("below", -1), ("above", 1)):
-        yield f"{prefix}{name}", _ranges(shares, [_clear(each, sign) for each in ratios.values()])
+    against = {"": "random", "within_": "random_within_tensors", "descending_": _REVERSE}
+    for tag, versus in against.items():
+        if versus in data.order:
+            yield f"{prefix}{tag}ratio", ratio(data, "covariance", versus)
+            ratios = growth_ratios(data, "covariance", versus)
+            shares = [f"{k / data.sizes['parameter']:.0%}" for k in ratios]
+            for name, sign in (("below", -1), ("above", 1)):
+                found = [_clear(each, sign) for each in ratios.values()]
+                yield f"{prefix}{tag}{name}", _ranges(shares, found)
     loss = data.loss.sel(split="test", order="random").mean("run")
+    last = float((loss[-3:-1] - loss[0]).sum() / (loss[1:-1] - loss[0]).sum())
+    yield f"{prefix}last_two", last
     yield f"{prefix}loss_first", float(loss[0])
     yield f"{prefix}loss_last", float(loss[-1])
     for order in ("covariance", "random"):
@@ -134,99 +139,6 @@ def _ranges(shares: Sequence[str], found: Sequence[bool]) -> str:
 
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
-
-
-def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
-    """One row a claim, one column for each level and t0; cells count verdicts where they differ."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        level, _, t0, *_ = row.case.split("/")
-        found.setdefault((row.id, f"{level}, {_LATE.get(t0, t0)}"), []).append(row.verdict)
-    columns = list(dict.fromkeys(column for _, column in found))
-    table = {
-        claim.id: {"claim": claim.claim, "where": claim.where}
-        | {column: _count(found.get((claim.id, column), [])) for column in columns}
-        for claim in ledger.claims
-    }
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    return styled(frame).set_properties(**{"text-align": "left"})
-
-
-def rules(ledger: Claims) -> Styler:
-    """One row a claim: the quantity that it is about, what it says of it, and why that much."""
-    frame = pd.DataFrame(
-        {
-            "claim": claim.id,
-            "quantity": _quantity(claim),
-            "claimed": _region(claim.region),
-            "why": claim.why,
-            "test": claim.test,
-        }
-        for claim in ledger.claims
-    )
-    return styled(frame).hide().set_properties(**{"text-align": "left"})
-
-
-def outcomes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """For prose, each row by its claim and case: the verdict, and the estimate with its interval.
-
-    Differences that are shares of the loss are given in percent.
-    """
-    for row in rows:
-        scale, unit = (100, " %") if row.unit.endswith("/ loss at k = 0") else (1, "")
-        values = (row.estimate, row.low, row.high)
-        estimate, low, high = (f"{_short(scale * value)}{unit}" for value in values)
-        case = row.case.replace("/", " ")
-        yield f"{row.id} {case}", f"{row.verdict} ({estimate}, {low} to {high})"
-
-
-def cases(rows: Sequence[Row]) -> Styler:
-    """One row a verdict, with what it rests on."""
-    frame = pd.DataFrame(
-        {
-            "claim": row.id,
-            "case": ", ".join(_LATE.get(part, part) for part in row.case.split("/")),
-            "estimate": row.estimate,
-            "95 % interval": f"{row.low:.3g} to {row.high:.3g}",
-            "unit": row.unit,
-            "claimed": _region(row.region),
-            "p-value": row.p_adjusted,
-            "smallest effect": row.smallest_effect,
-            "verdict": row.verdict,
-        }
-        for row in rows
-    )
-    numbers = ["estimate", "p-value", "smallest effect"]
-    table = styled(frame).format("{:.3g}", subset=numbers).hide()
-    return table.set_properties(frame.columns.difference(numbers), **{"text-align": "left"})
-
-
-def _count(found: Sequence[str]) -> str:
-    if len(set(found)) < 2:
-        return "".join(set(found))
-    return ", ".join(f"{number} {verdict}" for verdict, number in Counter(found).most_common())
-
-
-def _quantity(claim: Claim) -> str:
-    """The first sentence on its metric, with the orders and the settings that the claim names."""
-    what = (inspect.getdoc(METRICS[claim.metric].measure) or "").partition("\n")[0].rstrip(".")
-    orders = [NAMES.get(order, order) for order in (claim.order, claim.versus) if order]
-    details = [" against ".join(orders)] if orders else []
-    details += [f"tolerance {claim.tolerance:.0%}"] if claim.tolerance else []
-    details += [f"share {claim.share:.0%}"] if claim.share else []
-    return f"{what} ({', '.join(details)})" if details else what
-
-
-def _short(value: float) -> str:
-    """Two digits, and no power of ten below a million."""
-    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:#.2g}".rstrip(".")
-
-
-def _region(region: Region) -> str:
-    low, high = region
-    if low == -np.inf:
-        return f"below {high:g}"
-    return f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
 
 
 def markdown_table(frame: pd.DataFrame, caption: str = "", **options: str) -> str:

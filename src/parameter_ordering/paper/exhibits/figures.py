@@ -156,8 +156,8 @@ def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss
 
     Args:
         curve: of :meth:`Experiment.learning_curve`.
-        early: t0 of the paper's figure.
-        late: t0 that the rule gives.
+        early: t0 of the early stage.
+        late: t0 of the late stage.
         label: what the loss is.
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.2))

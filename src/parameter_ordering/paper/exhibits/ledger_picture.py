@@ -17,11 +17,12 @@ import xarray as xr
 from parameter_ordering.paper.evidence.claims import Claim, Claims, Region
 from parameter_ordering.paper.evidence.growth import growth_ratio
 from parameter_ordering.paper.evidence.ledger import Row
+from parameter_ordering.paper.evidence.verdict import CANNOT
 from parameter_ordering.paper.exhibits.style import DATA_SETS, number
 
 MARKS = {"supported": ("yes", "●"), "not supported": ("no", "✕"), "inconclusive": ("open", "◐")}
 _OTHER = ("none", "–")
-_WORDS = {"rule": "late", **DATA_SETS}
+_WORDS = dict(DATA_SETS)
 _MIDDLE, _EDGE = 50.0, 2.0  # percent of a strip: the threshold, and where it is cut off
 _TICKS = (0.1, 0.3, 1, 3)
 
@@ -168,6 +169,14 @@ def _place(value: float, region: Region, scale: float) -> float:
 
 def _strip(row: Row, scale: float) -> str:
     level, experiment, t0, _ = _parts(row)
+    late = "" if t0 == "early" else " late"
+    new = ", new data" if level == "new data" else ""
+    of = f"{_word(experiment)}, {_word(t0)}{new}"
+    if row.verdict == CANNOT:
+        return (
+            f'<div class="case none{late}"><span class="of">{of}</span>'
+            f'<span class="strip">{escape(row.why)}</span>{_verdict(row.verdict)}</div>'
+        )
     ends = sorted(_place(end, row.region, scale) for end in (row.low, row.high))
     at = _place(row.estimate, row.region, scale)
     until = 100.0 if np.inf in np.abs(row.region) else _place(row.region[1], row.region, scale)
@@ -175,9 +184,6 @@ def _strip(row: Row, scale: float) -> str:
     estimate, low, high = (number(v, error) for v in (row.estimate, row.low, row.high))
     words = f"{estimate}, 95 % interval {low} to {high}; claimed: {_region(row.region)}"
     tone = MARKS.get(row.verdict, _OTHER)[0]
-    late = "" if t0 == "early" else " late"
-    new = ", new data" if level == "new data" else ""
-    of = f"{_word(experiment)}, {_word(t0)}{new}"
     return (
         f'<div class="case {tone}{late}"><span class="of">{of}</span>'
         f'<span class="strip" role="img" aria-label="{escape(words)}" title="{escape(words)}">'

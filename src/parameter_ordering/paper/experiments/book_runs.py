@@ -1,6 +1,6 @@
 """The runs of the book: those that judge the claims, and those with other settings and orders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,13 +8,17 @@ import numpy as np
 import xarray as xr
 
 from parameter_ordering.paper import experiments
-from parameter_ordering.paper.experiments.experiment import Experiment, converged
+from parameter_ordering.paper.evidence.stage import EARLY, LATE, STAGES, reached
+from parameter_ordering.paper.experiments.experiment import Experiment
 from parameter_ordering.paper.experiments.step_cost import StepCost
+from parameter_ordering.paper.experiments.table_1 import Synthetic2, Synthetic3
 from parameter_ordering.paper.store.results import NotStored, only_stored, results
 
 PAIR = ("covariance", "random")
 NAMES = ("synthetic_1", "boston_housing", "synthetic_3", "mnist")
 EXPERIMENTS = (*NAMES, "synthetic_2")
+LINEAR = (Synthetic2, Synthetic3)
+CURVE_SEED, CURVE_RUNS = 0, 10
 NARROW_AND_WIDE = {"boston_housing": (5, 80), "mnist": (3, 30)}
 COMPARED = (
     "random",
@@ -39,49 +43,62 @@ COMPARED = (
 OWN_DATA = {"own_data": True, "shard": 5}
 # The sixth was not used in any development.
 CONFIRMED_ON = (*EXPERIMENTS, "breast_cancer")
-# One setting at a time is varied, those of FACTORS by a factor. The book's own value is among them.
-VARIED = {
-    "t0": (0.25, 1, 4),
-    "lr": (3e-4, 1e-3, 3e-3),
-    "S": (8, 32, 128),
-    "objects": (0.25, 1, 4),
-    "hidden": (0.25, 1, 4),
-    "shared_weights": (False, True),
-    "kappa": ("1/t", "1/(t+1)", "0.01"),
-}
-FACTORS = ("t0", "objects", "hidden")
 Cases = dict[tuple[str, str], xr.Dataset]
 
 
-def late(experiment: Experiment, orders: tuple[str, ...] = (*PAIR, "random_shared")) -> Experiment:
-    """The experiment at the t0 that the rule gives, see :func:`converged`."""
-    curve = results(experiment, "learning_curve")
-    t0 = converged(curve, experiment.window, experiment.tolerance)
-    return experiment.replace(t0=t0, orders=orders)
+def learning(experiment: Experiment) -> Experiment:
+    """Whose learning curve t0 is read off: few runs, on a seed that judges nothing.
+
+    What is no matter of the curve is the same for all, so that none is computed twice.
+    """
+    plain = {"own_data": False, "shared_weights": False, "orders": PAIR, "stages": ()}
+    plain |= {"t0": 1, "iterations": 0, "grid": 2}
+    few = min(CURVE_RUNS, experiment.runs)
+    return experiment.replace(seed=CURVE_SEED, runs=few, **plain)
+
+
+def at(experiment: Experiment, shares: Sequence[float]) -> tuple[int, ...]:
+    """The iterations at which these shares are left, or one more than that of the share before."""
+    curve, found = results(learning(experiment), "learning_curve"), list[int]()
+    for share in shares:
+        found.append(max(reached(curve, share), found[-1] + 1 if found else 1))
+    return tuple(found)
+
+
+def early_and_late(experiment: Experiment, curve: xr.Dataset | None = None) -> Experiment:
+    """The experiment frozen at its own t0 and at the late stage, in one training.
+
+    Args:
+        experiment: at the early t0.
+        curve: its learning curve, if it is at hand.
+    """
+    curve = results(learning(experiment), "learning_curve") if curve is None else curve
+    late = max(experiment.t0 + 1, reached(curve, LATE))
+    return experiment.replace(stages=(experiment.t0, late))
 
 
 def shared(experiment: Experiment) -> Experiment:
     """The experiment with the same initial weights in all runs."""
-    return experiment.replace(shared_weights=True, orders=PAIR)
+    return experiment.replace(shared_weights=True, orders=PAIR, grid=(experiment.grid + 1) // 2)
 
 
 def one_data_set(**settings) -> Cases:
-    """As in the paper: 25 runs on one data set, by experiment and t0, "early" or "rule".
+    """As in the paper: 25 runs on one data set, by experiment and stage, "early" or "late".
 
     Args:
         settings: of all experiments, where they are not to be the book's.
     """
     cases = {}
-    for name in NAMES:
+    for name in EXPERIMENTS:
         experiment = getattr(experiments, name)(**settings)
-        cases[name, "early"] = results(experiment)
-        cases[name, "rule"] = results(late(experiment))
+        cases |= _by_stage(name, results(early_and_late(experiment)))
     for name, widths in NARROW_AND_WIDE.items():
         pair = {"orders": PAIR, "grid": 11} | settings
         nets = [getattr(experiments, name)(hidden=hidden, **pair) for hidden in widths]
-        nets = [net.replace(horizon=2 * net.horizon) for net in nets]  # narrow nets take longer
-        for t0, variant in (("early", lambda net: net), ("rule", lambda net: late(net, PAIR))):
-            cases[f"{name}_width", t0] = _side_by_side(nets, widths, variant)
+        # Narrow nets take longer. Each net is frozen at the stages of its own learning curve.
+        nets = [net.replace(horizon=2 * net.horizon) for net in nets]
+        nets = [net.replace(t0=at(net, [EARLY])[0]) for net in nets]
+        cases |= _by_stage(f"{name}_width", _side_by_side(nets, widths))
     cases["mnist_cost", "early"] = results(StepCost())
     return cases
 
@@ -89,27 +106,23 @@ def one_data_set(**settings) -> Cases:
 def new_data(**settings) -> Cases:
     """Beyond the paper: 25 runs on new seeds, each with a data set or split of its own."""
     cases = {}
-    for name in NAMES:
-        experiment = getattr(experiments, name)(**settings)
-        fresh = OWN_DATA | {"seed": 1, "data_seed": 1}
-        early = experiment.replace(orders=(*PAIR, "covariance_descending"), **fresh)
-        cases[name, "early"] = results(early)
-        cases[name, "rule"] = results(late(experiment, PAIR).replace(**fresh))
+    for name in EXPERIMENTS:
+        experiment = early_and_late(getattr(experiments, name)(**settings))
+        fresh = OWN_DATA | {"seed": 11, "data_seed": 1000, "grid": (experiment.grid + 1) // 2}
+        fresh["orders"] = (*PAIR, "covariance_descending")
+        cases |= _by_stage(name, results(experiment.replace(**fresh)))
     return cases
 
 
-def varied(**settings) -> Iterator[tuple[str, str, object, Experiment]]:
-    """Experiment, setting, value, and the experiment with that value; ten runs, few k."""
-    few = {"runs": 10, "grid": 6, "orders": (*PAIR, "random_within_tensors")} | settings
-    for name in NAMES:
-        base = getattr(experiments, name)(**few)
-        for setting, values in VARIED.items():
-            if not hasattr(base, setting):
-                continue
-            for value in values:
-                if setting in FACTORS:
-                    value = max(1, round(value * getattr(base, setting)))
-                yield name, setting, value, base.replace(**{setting: value})
+def by_stage(**settings) -> dict[str, xr.Dataset]:
+    """The whole way of a training: results with a dimension ``left``, the stages of the figure."""
+    found = {}
+    for name in EXPERIMENTS:
+        experiment = getattr(experiments, name)(**({"runs": 10, "grid": 8, "seed": 12} | settings))
+        orders = PAIR if isinstance(experiment, LINEAR) else (*PAIR, "random_within_tensors")
+        data = results(experiment.replace(orders=orders, stages=at(experiment, STAGES)))
+        found[name] = data.assign_coords(left=("t0", list(STAGES))).swap_dims(t0="left")
+    return found
 
 
 def untouched(name: str, **settings) -> Experiment:
@@ -135,7 +148,7 @@ def stored(folder: Path) -> dict[str, xr.Dataset]:
     """
     of_chapters: dict[str, Callable[[], dict[str, xr.Dataset]]]
     of_chapters = {f"experiments/{name}": partial(_experiment, name) for name in EXPERIMENTS}
-    of_chapters |= {"claims": _claims, "orders": _orders}
+    of_chapters |= {"claims": _claims, "stages": _stages, "orders": _orders}
     found: dict[str, xr.Dataset] = {}
     missing = []
     with only_stored(folder):
@@ -155,29 +168,49 @@ def stored(folder: Path) -> dict[str, xr.Dataset]:
 def _experiment(name: str) -> dict[str, xr.Dataset]:
     experiment = getattr(experiments, name)()
     return {
-        f"{name}, early": results(experiment),
-        f"{name}, rule": results(late(experiment)),
+        **_named(_by_stage(name, results(early_and_late(experiment)))),
         f"{name}, shared weights": results(shared(experiment)),
     }
 
 
 def _claims() -> dict[str, xr.Dataset]:
+    widths = {each: data for each, data in one_data_set().items() if "width" in data.dims}
     cases = {}
-    for (name, t0), data in one_data_set().items():
-        for width in data.get("width", ()):
-            cases[f"{name} {int(width)}, {t0}"] = data.sel(width=width, drop=True)
-    fresh = new_data().items()
-    return cases | {f"{name}, {t0}, new data": data for (name, t0), data in fresh}
+    for (name, stage), data in widths.items():
+        for width in data.width.values:
+            cases[f"{name} {width}, {stage}"] = data.sel(width=width, drop=True)
+    fresh = _named(new_data())
+    return cases | {f"{case}, new data": data for case, data in fresh.items()}
+
+
+def _stages() -> dict[str, xr.Dataset]:
+    return {
+        f"{name}, {left:.0%} left": data.sel(left=left, drop=True)
+        for name, data in by_stage().items()
+        for left in data.left.values
+    }
 
 
 def _orders() -> dict[str, xr.Dataset]:
     return {f"{name}, all orders": data for name, data in compared().items()}
 
 
-def _side_by_side(nets, widths, variant) -> xr.Dataset:
+def _by_stage(name: str, data: xr.Dataset) -> Cases:
+    """Results at the early and the late stage; the early ones with the late weights beside."""
+    early, late = (data.isel(t0=place, drop=True) for place in (0, 1))
+    if "w" in data:
+        early = early.assign(w_late=late.w)
+    return {(name, "early"): early, (name, "late"): late}
+
+
+def _named(cases: Cases) -> dict[str, xr.Dataset]:
+    return {f"{name}, {stage}": data for (name, stage), data in cases.items()}
+
+
+def _side_by_side(nets, widths) -> xr.Dataset:
     """Results of nets of several widths along a dimension ``width``; k is a share of each p."""
     found = []
     for net in nets:
-        data = results(variant(net))[["loss"]]
+        data = results(early_and_late(net))[["loss"]].drop_vars("t0")
         found.append(data.assign_coords(k=np.linspace(0, 1, data.sizes["k"])))
     return xr.concat(found, xr.Variable("width", list(widths)), combine_attrs="drop_conflicts")

@@ -3,7 +3,7 @@
 import json
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -53,9 +53,7 @@ class Experiment(ABC):
         seed: of weights, minibatches and random orders.
         data_seed: of the data set or of its split.
         own_data: whether each run has a data set of its own: run r that of ``data_seed + r``.
-        horizon: length of the learning curve that t0 is taken from by rule.
-        window: how far ahead the rule looks; see :func:`converged`.
-        tolerance: which fall of the loss, as a share, the rule takes for none.
+        horizon: length of the learning curve that the stages of a training are read off.
         shard: how many runs are trained together, as one ensemble.
         device: where to train.
     """
@@ -82,12 +80,10 @@ class Experiment(ABC):
         "covariance_descending",
     )
     shared_weights: bool = False
-    seed: NonNegativeInt = 0
-    data_seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 10
+    data_seed: NonNegativeInt = 10
     own_data: bool = False
     horizon: PositiveInt = 5000
-    window: PositiveInt = 1000
-    tolerance: float = 0.05
     shard: PositiveInt = 13
     device: str = "cpu"
 
@@ -190,8 +186,9 @@ class Experiment(ABC):
         shards = {} if shards is None else shards
         starts = range(0, self.runs, self.shard)
         wanted = [range(start, min(start + self.shard, self.runs)) for start in starts]
-        results = {runs: shards.get(runs) for runs in wanted}
-        missing = [runs for runs in wanted if results[runs] is None]
+        stored = {runs: shards.get(runs) for runs in wanted}
+        results = {runs: found for runs, found in stored.items() if found is not None}
+        missing = [runs for runs in wanted if runs not in results]
         alone = backend == "loky" and min(effective_n_jobs(jobs), len(missing)) <= 1
         stages = self.stages or (self.t0,)
         steps = stages[-1] + len(stages) * self.iterations
@@ -205,6 +202,7 @@ class Experiment(ABC):
                 if bar.n % 50 == 0:
                     bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
 
+            finished: Iterator[tuple[range, xr.Dataset]]
             if alone:
                 finished = ((runs, self._shard(runs, tick)) for runs in missing)
             else:
@@ -221,21 +219,21 @@ class Experiment(ABC):
                 if not alone:
                     bar.set_postfix(loss=f"{float(result.loss.mean()):.4g}", refresh=False)
                     bar.update(steps)
-        whole = xr.concat(results.values(), "run", data_vars="minimal")
+        whole = xr.concat([results[runs] for runs in wanted], "run", data_vars="minimal")
         return whole.assign_attrs(self._attributes())
 
     def learning_curve(self, progress: bool = True) -> xr.Dataset:
-        """Loss (split, run, iteration) with nothing frozen, at ten points a window."""
+        """Loss (split, run, iteration) with nothing frozen; points lie closer at the start."""
         runs = range(self.runs)
-        every = max(1, self.window // 10)
-        marks = range(0, self.horizon + 1, every)
-        with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
+        marks = np.unique(np.round(self.horizon * np.linspace(0, 1, 61) ** 2).astype(int)).tolist()
+        steps = tqdm(np.diff(marks), disable=not progress, desc=f"{self.name} curve")
+        with one_thread(), steps as bar:
             shard = Shard(self, runs)
             model, minibatches = shard.model, shard.minibatches
             optimizer = shard.optimizer()
             curves = [shard.evaluate()[..., 0]]
-            for _ in bar:
-                for _ in range(every):
+            for many in bar:
+                for _ in range(many):
                     x, y = next(minibatches)
                     optimizer.zero_grad()
                     summed(self.loss)(model(x), y).backward()
@@ -245,7 +243,7 @@ class Experiment(ABC):
         loss = np.stack(curves, -1)
         return xr.Dataset(
             {"loss": (("split", "run", "iteration"), loss)},
-            {"split": ["train", "test"], "run": list(runs), "iteration": list(marks)},
+            {"split": ["train", "test"], "run": list(runs), "iteration": marks},
             self._attributes(),
         )
 
@@ -265,29 +263,3 @@ class Experiment(ABC):
         """The results of some runs, trained together on one thread."""
         with one_thread():
             return Shard(self, runs).train(tick)
-
-
-def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
-    """The t0 of the paper's text, after which quality hardly changes, read off a learning curve.
-
-    The first iteration after which ``window`` more lower the test loss, averaged over runs, by
-    less than the share ``tolerance``.
-
-    Args:
-        curve: of :meth:`Experiment.learning_curve`.
-        window: in iterations, a multiple of the steps of the curve.
-        tolerance: share of the loss at t0.
-
-    Raises:
-        ValueError: if the curve ends too early.
-    """
-    loss = curve.loss.sel(split="test").mean("run")
-    ahead = loss.assign_coords(iteration=loss.iteration - window)
-    loss, ahead = xr.align(loss.sel(iteration=slice(1, None)), ahead)
-    settled = loss.iteration[ahead > (1 - tolerance) * loss]
-    if settled.size:
-        return int(settled[0])
-    raise ValueError(
-        f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
-        f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
-    )

@@ -57,7 +57,8 @@ class Shard:
         keep_freed_memory()
         self.experiment, self.runs = experiment, runs
         sets = data_sets(experiment, runs)
-        self._w_true = None if sets[0].w is None else torch.stack([data.w for data in sets])
+        truth = [data.w for data in sets if data.w is not None]
+        self._w_true = torch.stack(truth) if truth else None
         self._parts = [
             _stacked([(data.x_train, data.y_train) for data in sets], experiment.device),
             _stacked([(data.x_test, data.y_test) for data in sets], experiment.device),
@@ -182,7 +183,7 @@ class Shard:
         self, ranks: list[Ranks], by_parameter: dict[str, np.ndarray], loss: np.ndarray
     ) -> xr.Dataset:
         experiment, runs, k = self.experiment, self.runs, self.experiment.k
-        variables = {
+        variables: dict[str, Any] = {
             "loss": (("split", "order", "run", "k"), loss),
             "ranks": (
                 ("order", "run", "parameter"),

@@ -7,20 +7,30 @@ were written down before any of the worlds was run.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy.stats import qmc
 
 from parameter_ordering.paper import experiments
 from parameter_ordering.paper.experiments.experiment import Experiment
 
-DATA_SETS = ("synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2")
+DataSet = Literal["synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2"]
+DATA_SETS: tuple[DataSet, ...] = (
+    "synthetic_1",
+    "boston_housing",
+    "synthetic_3",
+    "mnist",
+    "synthetic_2",
+)
 RUNS = 4
 GRID = 5  # so k is at a quarter, a half and three quarters of p
 FIRST_STAGE = 4  # the training is frozen at t0 / 4 as well
 READINGS = ("covariance", "all_samples", "first_not_centred", "not_cleared")
 ORDERS = (*READINGS, "random", "covariance_descending")
 SEED = 1_000_000  # of world 0; the book's own runs and all trials have other seeds
+CONFIRMED = 2_000_000  # of world 0 where it is run again
 _SCRAMBLE = 2020  # the year of the paper
 SGD_RANGE = 10.0  # SGD's learning rates are so many times Adam's
 
@@ -48,7 +58,7 @@ class Choice:
     integer: bool = False
     only: tuple[str, ...] = ()
 
-    def at(self, u: float, data_set: str) -> object:
+    def at(self, u: float, data_set: str) -> Any:
         """The value at u in [0, 1)."""
         if self.values:
             return self.values[int(u * len(self.values))]
@@ -181,10 +191,12 @@ def world(number: int) -> np.ndarray:
     if number < 0:
         raise ValueError(f"worlds are counted from 0, got {number}")
     sobol = qmc.Sobol(len(CHOICES), scramble=True, rng=_SCRAMBLE)
-    return sobol.fast_forward(number).random(1)[0]
+    if number:
+        sobol.fast_forward(number)
+    return sobol.random(1)[0]
 
 
-def chosen(number: int, data_set: str) -> dict[str, object]:
+def chosen(number: int, data_set: str) -> dict[str, Any]:
     """What a world takes on a data set, by setting."""
     point = dict(zip(CHOICES, world(number), strict=True))
     values = {
@@ -197,20 +209,46 @@ def chosen(number: int, data_set: str) -> dict[str, object]:
     return values
 
 
-def experiment(number: int, data_set: str, **other: object) -> Experiment:
-    """The experiment of a world on a data set.
+def experiment(number: int, data_set: str, length: float = 1.0, **other: Any) -> Experiment:
+    """The experiment of a world on a data set, frozen at t0 and at a quarter of it.
 
     Args:
         number: of the world.
         data_set: one of ``DATA_SETS``.
+        length: the share of its iterations that is run.
         other: settings in place of the world's, such as runs and seeds.
     """
-    seed = SEED + number
+    seed, settings = SEED + number, chosen(number, data_set)
     common = {"runs": RUNS, "grid": GRID, "orders": ORDERS, "seed": seed, "data_seed": seed}
-    return at(data_set, common | chosen(number, data_set) | other)
+    for name in ("t0", "iterations"):
+        settings[name] = max(2, round(length * settings[name]))
+    return staged(getattr(experiments, data_set)(**(common | settings | other)))
 
 
-def at(data_set: str, settings: dict[str, object]) -> Experiment:
-    """An experiment of these settings, frozen at t0 and at a quarter of it."""
-    found = getattr(experiments, data_set)(**settings)
-    return found.replace(stages=(max(1, found.t0 // FIRST_STAGE), found.t0))
+def staged(experiment: Experiment) -> Experiment:
+    """An experiment that is frozen at t0 and at a quarter of it."""
+    return experiment.replace(stages=(max(1, experiment.t0 // FIRST_STAGE), experiment.t0))
+
+
+def choices(worlds: int, data_set: str) -> pd.DataFrame:
+    """What the first worlds take on a data set: a row a world, a column a choice.
+
+    The columns depend on each other nowhere: ``lr`` is Adam's, also where ``SGD_RANGE`` times it is
+    taken by SGD.
+    """
+    rows = [chosen(number, data_set) for number in range(worlds)]
+    table = pd.DataFrame(rows, index=pd.RangeIndex(worlds, name="world"))
+    return table.assign(lr=table.lr.where(table.optimizer == "adam", table.lr / SGD_RANGE))
+
+
+def described() -> pd.DataFrame:
+    """Every choice with its range and the reason."""
+    rows = []
+    for choice in CHOICES:
+        if choice.values:
+            shown = ", ".join(map(str, dict.fromkeys(choice.values)))
+        else:
+            ends = choice.by_data or (("", choice.low, choice.high),)
+            shown = "; ".join(f"{name} {low:g} to {high:g}".strip() for name, low, high in ends)
+        rows.append({"setting": choice.name, "range": shown.replace("_", " "), "why": choice.why})
+    return pd.DataFrame(rows)

@@ -1,6 +1,8 @@
 """The experiments, each with the settings that the book uses: five of Table 1, and a sixth.
 
-The paper leaves these settings open; the chapter on the protocol says how they were chosen.
+The paper leaves these settings open; the chapter on the protocol says how they were chosen. Each t0
+of Table 1 is the early stage, :data:`parameter_ordering.paper.evidence.stage.EARLY`, read off the
+learning curve of :func:`parameter_ordering.paper.experiments.book_runs.learning`.
 """
 
 from typing import Literal
@@ -24,7 +26,7 @@ class Synthetic1(Experiment):
     """
 
     name = "synthetic_1"
-    t0: PositiveInt = 500
+    t0: PositiveInt = 183
     iterations: NonNegativeInt = 1500
     horizon: PositiveInt = 4000
     objects: PositiveInt = 10_000
@@ -49,7 +51,7 @@ class BostonHousing(Experiment):
     """
 
     name = "boston_housing"
-    t0: PositiveInt = 200
+    t0: PositiveInt = 205
     iterations: NonNegativeInt = 3000
     horizon: PositiveInt = 6500
     hidden: PositiveInt = 20
@@ -73,7 +75,7 @@ class Synthetic3(Experiment):
     """
 
     name = "synthetic_3"
-    t0: PositiveInt = 2000
+    t0: PositiveInt = 580
     iterations: NonNegativeInt = 4000
     horizon: PositiveInt = 7500
     objects: PositiveInt = 20_000
@@ -98,7 +100,7 @@ class MNIST(Experiment):
     """
 
     name = "mnist"
-    t0: PositiveInt = 300
+    t0: PositiveInt = 72
     iterations: NonNegativeInt = 700
     horizon: PositiveInt = 3000
     mnist_source: str = "subset"
@@ -124,7 +126,7 @@ class Synthetic2(Experiment):
     """
 
     name = "synthetic_2"
-    t0: PositiveInt = 500
+    t0: PositiveInt = 167
     iterations: NonNegativeInt = 2500
     horizon: PositiveInt = 12_000
     objects: PositiveInt = 10_000

@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import asdict
-from typing import Literal
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
@@ -17,6 +17,8 @@ from parameter_ordering.paper.experiments.experiment import Experiment
 from parameter_ordering.paper.experiments.parallel import side_by_side
 from parameter_ordering.paper.experiments.shard import FinishedShards
 
+Length = Annotated[float, Field(gt=0, le=1)]
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class Worlds:
@@ -25,10 +27,12 @@ class Worlds:
     Attributes:
         data_set: one of ``space.DATA_SETS``.
         worlds: how many; more add to those that are there.
+        length: the share of its iterations that is run, for a quick look.
     """
 
-    data_set: Literal["synthetic_1", "boston_housing", "synthetic_3", "mnist", "synthetic_2"]
+    data_set: space.DataSet
     worlds: PositiveInt = 64
+    length: Length = 1.0
 
     @property
     def name(self) -> str:
@@ -57,8 +61,9 @@ class Worlds:
         """
         shards = {} if shards is None else shards
         wanted = [range(number, number + 1) for number in range(self.worlds)]
-        found = {each: shards.get(each) for each in wanted}
-        missing = [each for each, outcome in found.items() if outcome is None]
+        stored = {each: shards.get(each) for each in wanted}
+        found = {each: outcome for each, outcome in stored.items() if outcome is not None}
+        missing = [each for each in wanted if each not in found]
         finished = side_by_side(
             self._world,
             missing,
@@ -72,17 +77,70 @@ class Worlds:
         ):
             found[each] = shards[each] = result
         provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
-        whole = xr.concat(found.values(), "world", join="override", combine_attrs="drop")
+        in_order = [found[each] for each in wanted]
+        whole = xr.concat(in_order, "world", join="override", combine_attrs="drop")
         return whole.assign_attrs(provenance=provenance)
 
     def _world(self, numbers: range) -> xr.Dataset:
         number = numbers.start
-        found = outcome(space.experiment(number, self.data_set))
+        found = outcome(space.experiment(number, self.data_set, self.length))
         return found.expand_dims(world=[number])
 
 
-def outcome(experiment: Experiment) -> xr.Dataset:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class World:
+    """One world again, on seeds that no other run has.
+
+    Attributes:
+        data_set: one of ``space.DATA_SETS``.
+        world: its number.
+        runs: how many runs.
+        length: the share of its iterations that is run, for a quick look.
+    """
+
+    data_set: space.DataSet
+    world: NonNegativeInt
+    runs: PositiveInt = 25
+    length: Length = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"world_{self.data_set}"
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment of the world, with these runs and seeds."""
+        seed = space.CONFIRMED + self.world
+        again = {"runs": self.runs, "seed": seed, "data_seed": seed}
+        return space.experiment(self.world, self.data_set, self.length, **again)
+
+    def data(self) -> Data:
+        """The data set of the world."""
+        return self.experiment.data()
+
+    def run(
+        self,
+        progress: bool = True,
+        jobs: int = -1,
+        backend: str = "loky",
+        scheduler: str | None = None,
+    ) -> xr.Dataset:
+        """What :func:`outcome` gives, along a dimension ``world`` of one."""
+        how: dict[str, Any] = {"progress": progress, "jobs": jobs}
+        how |= {"backend": backend, "scheduler": scheduler}
+        provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
+        found = outcome(self.experiment, **how).expand_dims(world=[self.world])
+        return found.assign_attrs(provenance=provenance)
+
+
+def outcome(
+    experiment: Experiment, progress: bool = False, jobs: int = 1, **how: Any
+) -> xr.Dataset:
     """What is kept of a world: an experiment frozen at two stages.
+
+    Args:
+        experiment: with two stages.
+        progress, jobs, how: as in :meth:`Experiment.run`.
 
     Returns:
         ``loss`` (stage, split, order, run, k), ``start_loss`` (split, run), as in
@@ -92,7 +150,7 @@ def outcome(experiment: Experiment) -> xr.Dataset:
         ``diverged``: whether a loss was not finite. All else is NaN then.
     """
     try:
-        data = experiment.run(progress=False, jobs=1)
+        data = experiment.run(progress=progress, jobs=jobs, **how)
     except FloatingPointError:
         return _empty(experiment).assign(diverged=True)
     share = np.linspace(0, 1, experiment.grid)
@@ -109,7 +167,7 @@ def outcome(experiment: Experiment) -> xr.Dataset:
 
 def _empty(experiment: Experiment) -> xr.Dataset:
     """Every outcome missing."""
-    coordinates = {
+    coordinates: dict[str, Any] = {
         "stage": ["first", "second"],
         "split": ["train", "test"],
         "order": list(experiment.orders),

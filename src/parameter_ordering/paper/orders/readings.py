@@ -44,7 +44,8 @@ class Readings:
         g_1 = torch.autograd.grad(loss, list(weights.values()))
         with torch.no_grad():
             for (name, w), g in zip(weights.items(), g_1, strict=True):
-                self.batch[name].lerp_(w.grad.square(), kappa)
+                g_S = torch.zeros_like(w) if w.grad is None else w.grad
+                self.batch[name].lerp_(g_S.square(), kappa)
                 self.first[name].lerp_(g.square(), kappa)
                 self._forgotten[name].mul_(1 - kappa)
 

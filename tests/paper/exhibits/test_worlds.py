@@ -1,0 +1,99 @@
+"""What the chapter on worlds shows, of made-up outcomes."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from parameter_ordering.paper.evidence import worlds as evidence
+from parameter_ordering.paper.exhibits import worlds as exhibits
+
+READINGS = list(exhibits.READINGS)
+N = 16
+
+
+@pytest.fixture
+def rows():
+    """On each data set the effect of world n is n / N - 0.5, surely; world 3 diverged on MNIST."""
+    found = []
+    for name in (*evidence.GROWTH, "synthetic_2"):
+        for world in range(N):
+            for stage in ("first", "second"):
+                for reading in READINGS:
+                    key = {"world": world, "data_set": name, "stage": stage, "reading": reading}
+                    value = world / N - 0.5
+                    effect = {"contrast": value, "low": value - 0.01, "high": value + 0.01}
+                    effect |= {
+                        f"seen{end}": effect[of]
+                        for end, of in (("", "contrast"), ("_low", "low"), ("_high", "high"))
+                    }
+                    effect |= {"error": 0.01, "spread": 0.1, "correlation": 0.7, "left": 0.5}
+                    effect |= {"descending": -0.5, "train": value}
+                    diverged = name == "mnist" and world == 3
+                    effect = dict.fromkeys(effect, np.nan) if diverged else effect
+                    found.append(key | effect | {"diverged": diverged})
+    return pd.DataFrame(found)  # fmt: skip
+
+
+@pytest.fixture
+def choices():
+    table = pd.DataFrame({"lr": np.arange(N) / N, "optimizer": ["adam", "sgd"] * (N // 2)})
+    return dict.fromkeys(evidence.GROWTH, table) | {"mnist": table.drop(columns="optimizer")}
+
+
+def test_the_curve_is_sorted_and_the_strips_below_go_with_it(rows, choices):
+    figure = exhibits.specification_figure(rows, choices)
+    above, below = figure.axes[: len(evidence.GROWTH)], figure.axes[len(evidence.GROWTH) :]
+    for axis, strips, name in zip(above, below, evidence.GROWTH, strict=True):
+        (line,) = [each for each in axis.lines if each.get_marker() == "o"]
+        worlds = [n for n in range(N) if (name, n) != ("mnist", 3)]
+        np.testing.assert_allclose(line.get_ydata(), np.array(worlds) / N - 0.5)
+        lr = strips.images[0].get_array()[0]
+        assert (np.diff(lr) > 0).all()
+    assert np.isnan(below[-1].images[0].get_array().filled(np.nan)[1]).all()
+    assert "Synthetic 1, slower than random: in 8 of 16" in figure.get_label()
+    assert "MNIST, the same as random: in 3 of 15" in figure.get_label()
+    plt.close("all")
+
+
+def test_the_stage_figure_has_both_stages(rows):
+    figure = exhibits.left_figure(rows)
+    for axis in figure.axes:
+        first, second = [each for each in axis.lines if each.get_marker() in "ox"]
+        assert len(first.get_xdata()) == len(second.get_xdata()) in (N, N - 1)
+    plt.close("all")
+
+
+def test_what_is_beyond_chance_is_filled():
+    table = pd.DataFrame(
+        {"share": [0.6, 0.1], "error": 0.05, "chance": 0.3}, index=["lr", "minibatches"]
+    )
+    figure = exhibits.importance_figure({"mnist": table})
+    filled, empty = [each for each in figure.axes[0].lines if each.get_marker() == "o"]
+    assert filled.get_xdata().tolist() == [0.6]
+    assert empty.get_xdata().tolist() == [0.1]
+    assert figure.get_label() == "Beyond chance. MNIST: lr."
+    plt.close("all")
+
+
+def test_tables_say_what_they_are_made_of(rows):
+    shares = evidence.shares(rows)
+    table = exhibits.shares_table(shares).data
+    assert len(table) == len(evidence.STATEMENTS)
+    assert table.iloc[0].tolist() == [
+        "Synthetic 1", "slower than random",
+        "50% (28%–72%)", "50% / 50%", "50% (28%–72%)", "50% / 50%",
+    ]  # fmt: skip
+    readings = exhibits.readings_table({each: evidence.shares(rows, each) for each in READINGS})
+    assert list(readings.data.columns) == ["data", "statement", *exhibits.READINGS.values()]
+    together = evidence.together(rows)
+    nearest = exhibits.nearest_table(together, rows, 2).data
+    assert len(nearest) == 2
+    assert nearest.hold.tolist() == together.hold.head(2).tolist()
+
+
+def test_an_effect_stands_beside_what_it_was_again(rows):
+    (before, after) = rows.iloc[[0, 8]].to_dict("records")
+    table = exhibits.again_table([before], [after]).data
+    assert table.found.tolist() == ["0.33 (0.32–0.34)"]
+    assert table["again"].tolist() == ["0.39 (0.38–0.40)"]
