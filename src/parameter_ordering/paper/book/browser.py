@@ -17,7 +17,13 @@ from parameter_ordering.paper.book.settings import Settings
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE, PHONE = (1280, 900), (390, 844)
 VIEWS = {"light": (WIDE, "light"), "dark": (WIDE, "dark"), "phone": (PHONE, "light")}
-_WAIT = "document.fonts.ready.then(() => new Promise(requestAnimationFrame))"
+_PATIENCE = 300_000  # milliseconds, for a machine that has other things to do
+_WAIT = """async () => {
+    const pictures = [...document.images].filter(each => !each.complete);
+    await Promise.all(pictures.map(each => new Promise(done => each.onload = each.onerror = done)));
+    await document.fonts.ready;
+    await new Promise(requestAnimationFrame);
+}"""
 
 
 def chromium() -> str | None:
@@ -63,9 +69,9 @@ def view(opened: Any, size: tuple[int, int], theme: str) -> Any:
 def show(context: Any, page: Path) -> Any:
     """A page in a window, with its fonts and pictures there."""
     tab = context.new_page()
+    tab.set_default_timeout(_PATIENCE)
     tab.goto(page.as_uri(), wait_until="load")
     tab.eval_on_selector_all("img[loading=lazy]", "all => all.forEach(e => e.loading = 'eager')")
-    tab.wait_for_load_state("networkidle")
     tab.evaluate(_WAIT)
     return tab
 

@@ -116,10 +116,10 @@ def _keep_narrow(chapter: Chapter, wide: str, narrow: str) -> None:
 
 def _rerun(chapter: Chapter, cell: nbformat.NotebookNode) -> str:
     """The command that runs the chapter with another value of its first parameter."""
-    names = [
-        each.targets[0].id for each in python(cell.source).body if isinstance(each, ast.Assign)
-    ]
-    name = "t0" if "t0" in names else names[0]
+    body = python(cell.source).body
+    names = [ast.unparse(each.targets[0]) for each in body if isinstance(each, ast.Assign)]
+    names += [ast.unparse(each.target) for each in body if isinstance(each, ast.AnnAssign)]
+    name = "t0" if "t0" in names else next(iter(names), "NAME")
     command = f"papermill {chapter.docname}.ipynb out.ipynb -p {name} VALUE"
     return f"```{{container}} rerun\nTo run this page with other values: `{command}`\n```"
 

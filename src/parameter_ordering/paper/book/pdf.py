@@ -10,9 +10,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
 from parameter_ordering.paper.book.browser import browser, show
@@ -28,8 +29,8 @@ _STYLE = """
 body { font-size: 10.5pt; }
 main { margin: 0 auto; max-width: none; }
 article { break-before: page; }
-h1, h2, h3 { break-after: avoid; }
-figure, img, tr, .cards, .case { break-inside: avoid; }
+h1, h2, h3 { break-after: avoid; break-inside: avoid; }
+figure, img, pre, tr, .cards, .case { break-inside: avoid; }
 img { max-width: 100%; height: auto; }
 a { text-decoration: none; }
 .scrolls { overflow: visible; }
@@ -54,7 +55,7 @@ def as_one(settings: Settings, html: Path, pages: Mapping[str, int]) -> str:
     articles, titles, heads = [], {}, ""
     for docname in settings.docnames:
         page = BeautifulSoup((html / f"{docname}.html").read_text(encoding="utf-8"), "html.parser")
-        article = page.select_one("article.bd-article")
+        article: Any = page.select_one("article.bd-article")
         _tidy(article, docname, settings)
         heading = article.find("h1")
         titles[docname] = heading.get_text(" ", strip=True) if heading else docname
@@ -121,7 +122,7 @@ def _starts(settings: Settings, pdf: Path) -> dict[str, int]:
     return starts
 
 
-def _tidy(article: Tag, docname: str, settings: Settings) -> None:
+def _tidy(article: Any, docname: str, settings: Settings) -> None:
     """Leave out what paper has no use for, and make links and names those of one page."""
     for still in article.select("noscript img"):
         still.find_parent("div").replace_with(still)
@@ -151,7 +152,8 @@ def _tidy(article: Tag, docname: str, settings: Settings) -> None:
 def _head(page: BeautifulSoup, docname: str) -> str:
     """Style sheets and the scripts of formulas, as the one page names them."""
     found = []
-    for tag in page.select("link[rel=stylesheet], script[src]"):
+    tags: Any = page.select("link[rel=stylesheet], script[src]")
+    for tag in tags:
         key = "href" if tag.name == "link" else "src"
         if tag.name == "link" or re.search(r"katex|auto-render", tag[key]):
             tag[key] = _from_root(docname, tag[key])

@@ -1,7 +1,8 @@
 """The last touch to the HTML of a page: what Sphinx and pandas leave undone, for eyes and ears.
 
 Figures say how large they are, so that nothing jumps while they load, and can be opened alone; wide
-tables scroll inside their own frame; pandas' empty corner is no header; a minus is a minus.
+tables scroll inside their own frame; an empty corner is no header, and a formula that is one has a
+name; a minus is a minus.
 """
 
 import re
@@ -13,7 +14,8 @@ from urllib.parse import unquote
 _IMAGE = re.compile(r'<img (?P<rest>[^>]*?)src="(?P<src>[^"]+\.svg)"(?P<more>[^>]*?)/?>')
 _SIDES = ("width", "height")
 _PIXELS = 96 / 72  # in a point
-_EMPTY = re.compile(r"<th([^>]*)>(?:&nbsp;|\s)*</th>")
+_EMPTY = re.compile(r"<th((?:\s[^>]*)?)>(?:&nbsp;|\s|<p>\s*</p>)*</th>")
+_FORMULA = re.compile(r'<th([^>]*)>(<p><span class="math">\\\((.*?)\\\)</span></p>)</th>')
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _VERBATIM = re.compile(
     r"(<(?:pre|code|script|style|svg|kbd)\b.*?</(?:pre|code|script|style|svg|kbd)>|<[^>]*>)"
@@ -33,6 +35,7 @@ def polished(body: str, file: Callable[[str], Path | None]) -> str:
     """
     body = _IMAGE.sub(lambda found: _figure(found, file), body)
     body = _EMPTY.sub(r"<td\1></td>", body)
+    body = _FORMULA.sub(r'<th\1 aria-label="\3">\2</th>', body)
     body = _TABLE.sub(lambda table: f'<div class="scrolls" tabindex="0">{table[0]}</div>', body)
     return with_minus(body)
 
@@ -54,8 +57,8 @@ def _figure(found: re.Match, file: Callable[[str], Path | None]) -> str:
     """An image with its size, inside a link to itself, which a phone can enlarge."""
     path = file(Path(unquote(found["src"])).name)
     attributes = f"{found['rest']}{found['more']}".strip()
-    size = path and _size(path)
-    if not size or "width=" in attributes:
+    size = _size(path) if path else None
+    if not path or not size or "width=" in attributes:
         return found[0]
     image = (
         f'<img {attributes} src="{found["src"]}" width="{size[0]}" height="{size[1]}" '

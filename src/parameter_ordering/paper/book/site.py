@@ -26,6 +26,7 @@ from parameter_ordering.paper.store.origin import origin
 _HOSTED = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 _BUTTONS = ("use_repository_button", "use_source_button", "use_issues_button")
 _SCRIPTS = {"data-look": "look.js", "data-sorts": "sorts.js"}
+_FORMULA = re.compile(r'class="math\b')
 _LAUNCH = {
     "notebook_interface": "jupyterlab",
     "binderhub_url": "https://mybinder.org",
@@ -74,6 +75,8 @@ class Site:
             app.config.html_baseurl,
             f"{pagename}.html",
         )
+        if _FORMULA.search(context.get("body", "")):
+            app.add_js_file("math.js")
         for mark, script in _SCRIPTS.items():
             if mark in context.get("body", ""):  # on this page, and on no other
                 app.add_js_file(script, loading_method="defer")

@@ -1,6 +1,7 @@
 """The figures of the book: the paper's two kinds, and those that say what is frozen."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -88,7 +89,7 @@ def ratio_figure(
             intervals = [ratio.interval() if ratio else [np.nan] * 2 for ratio in ratios.values()]
             look = line(order, label=f"to {NAMES[order]}", marker=LOOKS[order].mark)
             axis.plot(share, value, ms=4, **look)
-            band = {"color": COLOURS[order], "alpha": 0.2, "lw": 0}
+            band: dict[str, Any] = {"color": COLOURS[order], "alpha": 0.2, "lw": 0}
             axis.fill_between(share, *np.transpose(intervals), **band)
             half = value[len(value) // 2]
             found.append(f"{split}, to {NAMES[order]}: {number(half, 0.05)}")
@@ -140,7 +141,7 @@ def alpha_figure(data: xr.Dataset) -> Figure:
         axis.set_xlabel("frozen parameters, k / p")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
     bar.set_label(r"$\hat\alpha(k)$, share of runs that freeze the parameter")
-    figure.get_layout_engine().set(h_pad=0.08)
+    _pad(figure, h_pad=0.08)
     middle = data.sizes["parameter"] // 2
     shares = [
         f"{NAMES[order]}: {number(float(_settled(data.ranks.sel(order=order).values, middle)))}"
@@ -258,7 +259,7 @@ def _train_and_test() -> tuple[Figure, dict[str, Axes]]:
     for (split, axis), letter in zip(axes.items(), "ab", strict=True):
         axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
         axis.xaxis.set_major_formatter(PercentFormatter(1))
-    figure.get_layout_engine().set(w_pad=0.15)
+    _pad(figure, w_pad=0.15)
     return figure, axes
 
 
@@ -286,6 +287,12 @@ def _settled(ranks: np.ndarray, k: int) -> float:
     """Share of the parameters that nine runs in ten freeze, or that nine in ten leave."""
     frozen = (ranks <= k).mean(0)
     return float(((frozen >= 0.9) | (frozen <= 0.1)).mean())
+
+
+def _pad(figure: Figure, **pads: float) -> None:
+    """Put more room between the panels."""
+    engine: Any = figure.get_layout_engine()
+    engine.set(**pads)
 
 
 def _log_axis(axis: Axes) -> None:

@@ -6,6 +6,7 @@ What is compared are results of experiments with the same orders, by name.
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,10 +27,10 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
 )
 from parameter_ordering.paper.exhibits.style import (
     COLOURS,
-    DATA_SETS,
     LOOKS,
     NAMES,
     PALE,
+    data_set,
     describe,
     number,
 )
@@ -75,7 +76,7 @@ def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     figure, axes = plt.subplots(
         rows, 3, figsize=(7.4, 4 * rows), sharex=True, sharey=True, squeeze=False
     )
-    found_of = {}
+    found_of: dict[str, dict[str, float]] = {}
     orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
     orders = list(dict.fromkeys(orders))
     for axis in axes.flat[len(compared) :]:
@@ -86,19 +87,19 @@ def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
             found = growth_ratio(data, order, "random") if order in data.order else None
             if found is not None:
                 error = np.abs(np.array([found.interval()]).T - found.value)
-                look = {"fmt": LOOKS[order].mark, "ms": 5, "color": COLOURS[order]}
+                look: dict[str, Any] = {"fmt": LOOKS[order].mark, "ms": 5, "color": COLOURS[order]}
                 axis.errorbar(found.value, place, xerr=error, **look)
                 found_of.setdefault(name, {})[order] = found.value
         if growth_ratio(data, "random", "random") is None:
             where = {"transform": axis.transAxes, "ha": "center", "va": "center"}
             axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
-        axis.set(title=DATA_SETS.get(name, name), xscale="log", xlim=(0.08, 12))
+        axis.set(title=data_set(name), xscale="log", xlim=(0.08, 12))
         axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
     axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
     lowest = (
-        f"{DATA_SETS.get(name, name)}: {NAMES[min(found, key=found.__getitem__)]}, "
+        f"{data_set(name)}: {NAMES[min(found, key=found.__getitem__)]}, "
         f"{number(min(found.values()), 0.05)}"
         for name, found in found_of.items()
     )

@@ -45,6 +45,9 @@ LOOKS = {
     "covariance_descending": Look("largest variance first", "#7a6a5f", (0, (3, 1, 1, 1)), "v"),
     "zero_variance": Look("zero variance first, then random", "#b8609a", (0, (4, 1.5)), "P"),
     "all_samples": Look("variance from all samples", "#2f9fd8", (0, (6, 1.5)), "h"),
+    "first_not_centred": Look("first object, not centred", "#c05a5a", (0, (2, 2)), "1"),
+    "all_not_centred": Look("all objects, not centred", "#6b8f23", (0, (5, 3)), "2"),
+    "not_cleared": Look("gradients not cleared", "#7d7d00", (0, (1, 1, 4, 1)), "3"),
     "second_moment": Look("second moment", "#8b3f96", (0, (6, 1, 2, 1)), "X"),
     "adam_v": Look("Adam's second moment", "#5d6b2f", (0, (2, 1)), "*"),
     "mean_gradient": Look("mean gradient", "#a3123a", (0, (4, 2, 1, 2)), "<"),
@@ -89,6 +92,11 @@ DATA_SETS = {
     "mnist": "MNIST",
     "mnist_cost": "MNIST",
 }
+
+
+def data_set(name: str) -> str:
+    """A data set as a reader writes it."""
+    return DATA_SETS.get(name, name.replace("_", " "))
 
 
 def line(order: str, **other: Any) -> dict[str, Any]:
@@ -158,6 +166,8 @@ def svg(figure: Figure) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
+    for n, clip in enumerate(re.findall(r'<clipPath id="(\w+)"', text)):
+        text = text.replace(clip, f"clip{n}")  # matplotlib names them by their place in memory
     head, end, rest = text.partition("</style>")
     return f"{head}\n{_dark_rules(rest)}{end}{rest}"
 
@@ -178,7 +188,8 @@ def in_the_dark(colour: str) -> str:
     hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
     high, low = max(to_rgb(colour)), min(to_rgb(colour))
     if high - low < 0.15:
-        return str(to_hex([0.92 - 0.8 * light] * 3))
+        grey = 0.92 - 0.8 * light
+        return str(to_hex((grey, grey, grey)))
     return str(to_hex(colorsys.hls_to_rgb(hue, max(light, 0.592), saturation)))
 
 
@@ -210,18 +221,19 @@ def narrow(figure: Figure) -> str:
     The figure stays so.
     """
     panels = [axis for axis in figure.axes if axis.get_subplotspec()]
-    grids = [axis.get_subplotspec().get_geometry() for axis in panels]
+    grids = [spec.get_geometry() for axis in panels if (spec := axis.get_subplotspec())]
     height = figure.get_figheight()
     for legend in list(figure.legends):
         texts = [text.get_text() for text in legend.get_texts()]
         title = legend.get_title().get_text()
         legend.remove()
-        where = {"loc": "outside lower center", "ncols": 1, "handlelength": 3}
-        figure.legend(legend.legend_handles, texts, title=title, **where)
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": 1, "handlelength": 3}
+        handles = [each for each in legend.legend_handles if each is not None]
+        figure.legend(handles, texts, title=title, **where)
     if len(grids) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
         grid = GridSpec(len(panels), 1, figure=figure)
-        for cell, axis in zip(grid, panels, strict=True):
-            axis.set_subplotspec(cell)
+        for place, axis in enumerate(panels):
+            axis.set_subplotspec(grid[place])
             axis.yaxis.set_tick_params(labelleft=True)
             axis.set_ylabel(axis.get_ylabel() or panels[0].get_ylabel())
         extra = sum(0.2 * len(legend.get_texts()) for legend in figure.legends)
@@ -238,7 +250,8 @@ def _show_as_svg() -> None:
         from matplotlib_inline.config import InlineBackend
     except ImportError:
         return
-    if shell := get_ipython():
+    shell: Any = get_ipython()
+    if shell:
         InlineBackend.instance(parent=shell).figure_formats = set()  # it sets up itself, later
         shell.display_formatter.mimebundle_formatter.for_type(Figure, _bundle)
 
