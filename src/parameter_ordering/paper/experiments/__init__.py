@@ -3,6 +3,8 @@
 from parameter_ordering.paper.experiments.table_1 import (
     boston_housing,
     breast_cancer,
+    diabetes,
+    digits,
     mnist,
     synthetic_1,
     synthetic_2,
@@ -12,6 +14,8 @@ from parameter_ordering.paper.experiments.table_1 import (
 __all__ = [
     "boston_housing",
     "breast_cancer",
+    "diabetes",
+    "digits",
     "mnist",
     "synthetic_1",
     "synthetic_2",

@@ -272,3 +272,23 @@ def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
         f"the test loss still falls by {tolerance:.0%} in {window} iterations at the end of the "
         f"learning curve, {curve.iteration.values[-1]}: take a longer horizon"
     )
+
+
+def halfway(curve: xr.Dataset) -> tuple[int, int]:
+    """A t0 with half of the loss left to gain, and how many iterations then gain it.
+
+    The first iteration at which the test loss, averaged over runs, has fallen at least half of the
+    way from its start to its least; and from there to its least.
+
+    Args:
+        curve: of :meth:`Experiment.learning_curve`.
+
+    >>> loss = xr.DataArray([[[5.0, 3.5, 2.0, 1.0, 1.5]]], dims=("split", "run", "iteration"))
+    >>> at = {"split": ["test"], "iteration": [0, 10, 20, 30, 40]}
+    >>> halfway(loss.assign_coords(at).to_dataset(name="loss"))
+    (20, 10)
+    """
+    loss = curve.loss.sel(split="test").mean("run")
+    left = (loss - loss.min()) / (loss[0] - loss.min())
+    t0 = int(loss.iteration[left <= 0.5][0])
+    return t0, int(loss.idxmin("iteration")) - t0
