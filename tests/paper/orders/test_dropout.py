@@ -19,7 +19,7 @@ def training(own_training):
         for w in model.parameters():
             w.data.uniform_(0.5, 1.5)
     x = torch.randn(20, 1).double()
-    return own_training(models, x, x[:, 0].abs(), t0=3000)
+    return own_training(models, x, x[:, 0].abs(), t0=1500)
 
 
 def masks(training):

@@ -13,7 +13,11 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 from parameter_ordering.order import mean_frozen
 from parameter_ordering.paper.evidence.growth import growth_ratios
 
-_PALETTE = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
+_PALETTE = [
+    *sns.color_palette("colorblind"),
+    *sns.color_palette("dark"),
+    *sns.color_palette("husl", 8),
+]
 _LOOK = {
     "covariance": ("proposed", 0),
     "random": ("random", 3),
@@ -33,6 +37,14 @@ _LOOK = {
     "fresh_gradient": ("fresh gradient", 6),
     "fresh_within_tensors": ("random within tensors, as many as fresh gradient", 8),
     "oracle": ("oracle", 17),
+    "recommended": ("recommended", 20),
+    "recommended_within_tensors": ("random within tensors, as many as recommended", 21),
+    "lasso": ("lasso", 22),
+    "elastic_net": ("elastic net", 23),
+    "dropout": ("dropout", 24),
+    "variational_dropout": ("variational dropout", 25),
+    "variational_relevance": ("variational relevance", 26),
+    "belsley": ("Belsley", 27),
 }
 NAMES = {order: name for order, (name, _) in _LOOK.items()}
 COLOURS = {order: _PALETTE[colour] for order, (_, colour) in _LOOK.items()}

@@ -5,7 +5,7 @@ What is compared are results of experiments with the same orders, by name.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -121,13 +121,13 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     return styled(pd.DataFrame(columns)).format(two_digits, na_rep="")
 
 
-def scores_table() -> str:
+def scores_table(scores: Mapping[str, Callable] = SCORES) -> str:
     """What each score is, what it needs beyond training with Adam, and its source, as Markdown.
 
     As the first paragraph of its docstring says, and the sentences after "Extra" and "Source".
     """
     rows = {}
-    for name, score in SCORES.items():
+    for name, score in scores.items():
         text = inspect.getdoc(score).replace("``", "")
         text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
         text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)

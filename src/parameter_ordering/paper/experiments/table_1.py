@@ -159,8 +159,8 @@ class Diabetes(Experiment):
     """
 
     name = "diabetes"
-    t0: int = 200
-    iterations: int = 1000
+    t0: int = 50
+    iterations: int = 425
     horizon: int = 4000
     hidden: int = 20
     loss = staticmethod(models.squared_error)

@@ -45,9 +45,9 @@ def fresh_within_tensors(trained: Training) -> Ranks:
     return _shuffled("fresh_gradient", trained)
 
 
-def ahead_within_tensors(trained: Training) -> Ranks:
-    """The same for the order of ``gradient_ahead``."""
-    return _shuffled("gradient_ahead", trained)
+def recommended_within_tensors(trained: Training) -> Ranks:
+    """The same for the order of ``recommended``."""
+    return _shuffled("recommended", trained)
 
 
 def _shuffled(score: str, trained: Training) -> Ranks:
@@ -67,6 +67,6 @@ ORDERS: dict[str, Callable[[Training], Ranks]] = {
     "random_shared": random_shared,
     "random_within_tensors": random_within_tensors,
     "fresh_within_tensors": fresh_within_tensors,
-    "ahead_within_tensors": ahead_within_tensors,
+    "recommended_within_tensors": recommended_within_tensors,
     "covariance_descending": covariance_descending,
 }

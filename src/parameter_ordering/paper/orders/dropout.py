@@ -20,7 +20,7 @@ def dropout(trained: Training) -> dict[str, Tensor]:
     with probability 1/2 and the factor keeping the mean. As many minibatches as training to t0 had,
     each with one mask and its complement, so that every parameter is dropped in one of the two.
     Extra: 2 p numbers, and two forward passes an iteration. Source: Srivastava, Hinton, Krizhevsky,
-    Sutskever, Salakhutdinov, Dropout, JMLR 15, 2014; single weights as in the paper's reading of it.
+    Sutskever, Salakhutdinov, Dropout, JMLR 15, 2014, for units; the paper has it of parameters.
     """
     noise = Noise(trained.own_seeds, "dropout")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Noise:
-    """Draws tensors (R, ...) in which run r depends on nothing but the seed of r and on ``purpose``.
+    """Draws tensors (R, ...); what a run gets depends on its seed and on ``purpose`` alone.
 
     >>> alone = Noise([8], "masks").normal((1, 3), torch.device("cpu"))
     >>> torch.equal(Noise([7, 8], "masks").normal((2, 3), alone.device)[1:], alone)

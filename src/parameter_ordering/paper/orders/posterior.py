@@ -32,7 +32,9 @@ class Posterior(NamedTuple):
 
     def squared_ratio(self) -> dict[str, Tensor]:
         r""":math:`\mu^2 / \sigma^2`."""
-        return {name: m.square() * (-2 * self.log_sigma[name]).exp() for name, m in self.mean.items()}
+        return {
+            name: m.square() * (-2 * self.log_sigma[name]).exp() for name, m in self.mean.items()
+        }
 
 
 Outputs = Callable[[Posterior, Tensor, Noise], Tensor]
@@ -46,7 +48,7 @@ def fit(
     purpose: str,
     noise_variance: float | None = None,
 ) -> Posterior:
-    r"""Train a posterior from w_0 on the minibatches that the paper's training had, as many of them.
+    r"""Train a posterior from w_0, on the minibatches that the paper's training to t0 had.
 
     Adam has the learning rate of that training for the means. It goes about that far an iteration
     whatever the gradient, and few iterations would leave :math:`\sigma` where it starts: for

@@ -133,18 +133,15 @@ def fresh_gradient(trained: Training, mu: float = 0.05) -> Scores:
     Extra: no memory, the gradient is accumulated where ``.grad`` is; one pass over the training
     objects, once.
     """
-    return _ours(trained, mu=mu, theta=0.0)
+    return _ours(trained, saturating=False, mu=mu)
 
 
-def gradient_ahead(trained: Training) -> Scores:
-    r"""Fresh gradient for a loss that saturates, :func:`parameter_ordering.scores`.
+def recommended(trained: Training) -> Scores:
+    r"""Fresh gradient; for a cross entropy, which saturates, times :math:`|w|`.
 
-    The gradient is that of the residuals that there would be if the loss curved on as it does now:
-    weights that a cross entropy will go on to drive outwards count as if their gradient were
-    larger. For a squared error the same as fresh gradient. Extra: no memory; one and a half
-    passes over the outputs, one over the training objects, once. This project's proposal.
+    What the public function :func:`parameter_ordering.scores` gives. Extra: as fresh gradient.
     """
-    return _ours(trained)
+    return _ours(trained, saturating=not trained.gaussian)
 
 
 def oracle(trained: Training) -> Scores:
@@ -165,15 +162,16 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b, 0)
 
 
-def _ours(trained: Training, chunk: int = 1000, **settings: float) -> Scores:
+def _ours(trained: Training, saturating: bool, mu: float = 0.05, chunk: int = 1000) -> Scores:
     """The public scores, of each model, from all training objects."""
     return scores(
         trained.model,
         trained.optimizer,
         summed(trained.loss),
         zip(trained.x.split(chunk, ENSEMBLE_DIMS), trained.y.split(chunk, -1), strict=True),
+        saturating=saturating,
+        mu=mu,
         ensemble_dims=ENSEMBLE_DIMS,
-        **settings,
     )
 
 
@@ -192,7 +190,7 @@ SCORES: dict[str, Callable[[Training], Scores]] = {
         taylor,
         obd,
         fresh_gradient,
-        gradient_ahead,
+        recommended,
         oracle,
     )
 }

@@ -25,7 +25,9 @@ def variational_dropout(trained: Training) -> dict[str, Tensor]:
     2017.
     """
     model = copy.deepcopy(trained.model)
-    layers = {f"{name}.": each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    layers = {
+        f"{name}.": each for name, each in model.named_modules() if isinstance(each, nn.Linear)
+    }
 
     def outputs(posterior: Posterior, x: Tensor, noise: Noise) -> Tensor:
         hooks = []

@@ -16,7 +16,7 @@ from parameter_ordering.paper.orders.training import Training
 def variational_relevance(
     trained: Training, prior_variance: float | None = None, noise_variance: float | None = None
 ) -> dict[str, Tensor]:
-    r""":math:`\mu^2 / \sigma^2` of a Gaussian posterior: what the data say little about comes first.
+    r""":math:`\mu^2 / \sigma^2` of a Gaussian posterior: what the data hardly need comes first.
 
     The prior is Gaussian, and its mean and variance are those that make the bound largest, as in
     the source; or 0 and ``prior_variance``. The order is that of the source's

@@ -1,0 +1,149 @@
+"""All orders on all data sets in one picture, and how alike the orders are.
+
+What is compared are results of experiments, by the name of the data set.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
+
+from parameter_ordering.paper.evidence.growth import growth_ratio, mean_growth
+from parameter_ordering.paper.evidence.statistics import mean_difference
+from parameter_ordering.paper.exhibits.figures import NAMES
+
+_NOT_IN_THE_RACE = ("oracle", "random_shared")
+_AXIS = (0.05, 4.0)
+
+
+def standings(data: xr.Dataset) -> pd.DataFrame:
+    """Growth of the test loss of each order on one data set, as a ratio to random's.
+
+    One row an order: ``ratio``, ``low`` and ``high``, its 95 % interval, NaN where random's growth
+    is not well above 0, and ``place``: "best" for the smallest growth, "tied" where the interval of
+    the paired difference to that contains 0, else "".
+    """
+    growth = mean_growth(data.loss.sel(split="test"))
+    lowest = str(growth.mean("run").drop_sel(order=list(_NOT_IN_THE_RACE), errors="ignore")
+                 .idxmin("order").item())  # fmt: skip
+    rows = {}
+    for order in data.order.values.tolist():
+        ratio = growth_ratio(data, order, "random")
+        low, high = ratio.interval() if ratio else (np.nan, np.nan)
+        difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest)).interval()
+        place = "tied" if difference[0] <= 0 <= difference[1] else ""
+        place = "best" if order == lowest else place
+        decided = ratio is not None and order not in _NOT_IN_THE_RACE
+        value = ratio.value if ratio else np.nan
+        rows[order] = [value, low, high, place if decided else ""]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "low", "high", "place"])
+
+
+def overview_figure(compared: Mapping[str, xr.Dataset], titles: Mapping[str, str]) -> Figure:
+    """One column a data set, one line an order, sorted by how often it is best or tied.
+
+    A point is the growth as a ratio to random's, on a logarithmic axis, with its interval. The best
+    order of a data set is a star; what cannot be told from it is a full point, all else is open.
+
+    Args:
+        titles: short names of the data sets.
+    """
+    tables = {name: standings(data) for name, data in compared.items()}
+    orders = _sorted(tables)
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(1.7 + 0.52 * len(tables), 0.9 + 0.2 * len(orders)), sharey=True
+    )
+    for axis, (name, table) in zip(np.atleast_1d(axes), tables.items(), strict=True):
+        axis.axvline(1, color="0.5", ls=":", lw=1)
+        for place, order in enumerate(orders):
+            axis.axhspan(place - 0.5, place + 0.5, color="0.5", alpha=0.1 * (place % 2), lw=0)
+            if order in table.index and np.isfinite(table.ratio[order]):
+                _point(axis, place, table.loc[order])
+        axis.set(xscale="log", xlim=_AXIS, ylim=(len(orders) - 0.5, -0.5))
+        axis.set_xticks([0.1, 1], ["0.1", "1"], fontsize=7)
+        axis.minorticks_off()
+        axis.set_title(titles.get(name, name), fontsize=7, loc="center")
+        axis.set_yticks(range(len(orders)), [NAMES[order] for order in orders], fontsize=7)
+        axis.tick_params(axis="y", length=0)
+    figure.supxlabel("growth of the test loss, as a ratio to random", fontsize=7)
+    return figure
+
+
+def _point(axis: plt.Axes, place: int, row: pd.Series) -> None:
+    """A star, a full point or an open one, with its interval."""
+    best, told = row.place == "best", row.place == ""
+    colour = "0.35" if told else "C0"
+    ends = np.clip([row.low, row.high], *_AXIS)
+    axis.plot(ends, [place, place], color=colour, lw=1 if told else 1.8)
+    face = "w" if told else colour
+    mark, size = ("*", 9) if best else ("o", 4)
+    value = np.clip(row.ratio, *_AXIS)
+    axis.plot(value, place, mark, ms=size, mec=colour, mfc=face, mew=1)
+
+
+def _sorted(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Orders by the number of data sets on which they are best or tied, then by their ratios."""
+    everywhere = pd.concat(tables.values(), keys=tables.keys(), names=["data", "order"])
+    of_order = everywhere.groupby("order")
+    won = of_order.place.agg(lambda places: (places != "").mean())
+    size = of_order.ratio.agg(lambda ratios: np.log(ratios.clip(lower=1e-3)).mean())
+    key = pd.DataFrame({"won": -won, "size": size})
+    return key.sort_values(["won", "size"]).index.tolist()
+
+
+def wins(compared: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """On how many of the data sets that decide an order is best or tied: ``won`` and ``of``."""
+    tables = [standings(data) for data in compared.values()]
+    rows = pd.concat([table[table.ratio.notna()] for table in tables]).rename_axis("order")
+    return rows.groupby("order").place.agg(won=lambda p: int((p != "").sum()), of="size")
+
+
+def order_correlation(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> pd.DataFrame:
+    """Spearman's correlation between the ranks that two orders give in the same run.
+
+    The mean over runs, and over the data sets that have both; NaN where none has.
+    """
+    found = []
+    for data in compared.values():
+        present = [order for order in orders if order in data.order]
+        ranks = data.ranks.sel(order=present).transpose("run", "order", "parameter").values
+        mean = np.mean([np.corrcoef(of_run) for of_run in ranks], 0)
+        frame = pd.DataFrame(mean, present, present)
+        found.append(frame.reindex(index=orders, columns=orders).to_numpy())
+    together = np.ma.masked_invalid(np.stack(found)).mean(0).filled(np.nan)
+    return pd.DataFrame(together, list(orders), list(orders))
+
+
+def correlation_figure(correlation: pd.DataFrame) -> Figure:
+    """A heat map of how alike orders are, with a tree: average linkage by 1 - correlation.
+
+    Pairs that no data set has count as uncorrelated in the tree, and stay empty in the map.
+    """
+    known = correlation.fillna(0.0)
+    distance = 1 - (known + known.T) / 2
+    tree = linkage(squareform(distance.clip(lower=0).to_numpy(copy=True), checks=False), "average")
+    named = known.rename(index=NAMES, columns=NAMES)
+    grid = sns.clustermap(
+        named,
+        row_linkage=tree,
+        col_linkage=tree,
+        mask=correlation.isna().to_numpy(),
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        annot=True,
+        fmt=".1f",
+        annot_kws={"fontsize": 7},
+        figsize=(7.4, 7.0),
+        cbar_kws={"label": "rank correlation"},
+        dendrogram_ratio=0.13,
+        cbar_pos=(0.02, 0.86, 0.03, 0.12),
+    )
+    grid.ax_heatmap.tick_params(labelsize=8, length=0)
+    return grid.figure

@@ -1,0 +1,86 @@
+"""The overview of orders and their likeness, on made-up results whose reading is known."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from parameter_ordering.paper.exhibits.order_overview import (
+    correlation_figure,
+    order_correlation,
+    overview_figure,
+    standings,
+    wins,
+)
+
+RUNS, P = 10, 40
+SHARE = np.linspace(0, 1, 5)
+
+
+def results(**growth):
+    """Growth of the test loss by order, 5 % of it noise, and ranks that are all the same."""
+    rng = np.random.default_rng(0)
+    curves = np.array([*growth.values()])[:, None, None] * SHARE
+    test = 1 + curves * (1 + 0.05 * rng.normal(size=(len(growth), RUNS, 1)))
+    ranks = np.tile(np.arange(P) + 1, (len(growth), RUNS, 1))
+    return xr.Dataset(
+        {
+            "loss": (("split", "order", "run", "k"), np.stack([np.ones_like(test), test])),
+            "ranks": (("order", "run", "parameter"), ranks),
+        },
+        {"split": ["train", "test"], "order": list(growth), "k": (P * SHARE).astype(int)},
+    )
+
+
+COMPARED = {
+    "decides": results(random=1.0, covariance=0.5, obd=0.502, magnitude=0.8, oracle=0.1),
+    "other": results(random=1.0, covariance=0.5, obd=0.3),
+    "flat": results(random=0.0, covariance=0.1),
+}
+
+
+def test_the_best_and_the_tied_are_told_and_the_oracle_is_not_in_the_race():
+    table = standings(COMPARED["decides"])
+    expected = {"random": "", "covariance": "best", "obd": "tied", "magnitude": "", "oracle": ""}
+    if table.place["obd"] == "best":  # noise decides which of the two
+        expected |= {"covariance": "tied", "obd": "best"}
+    assert table.place.to_dict() == expected
+    assert table.ratio["magnitude"] == pytest.approx(0.8, rel=0.1)
+    assert (table.low < table.ratio).all()
+
+
+def test_where_random_costs_nothing_there_is_no_winner():
+    table = standings(COMPARED["flat"])
+    assert table.ratio.isna().all()
+    assert (table.place == "").all()
+
+
+def test_wins_are_counted_over_the_data_sets_that_decide():
+    assert wins(COMPARED).loc["covariance"].tolist() == [1, 2]
+    assert wins(COMPARED).loc["obd"].tolist() == [2, 2]
+
+
+def test_the_overview_has_a_column_a_data_set_and_the_winner_as_a_star():
+    figure = overview_figure(COMPARED, {"decides": "A"})
+    assert [axis.get_title() for axis in figure.axes] == ["A", "other", "flat"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "optimal brain damage"
+    marks = [[line.get_marker() for line in axis.lines] for axis in figure.axes]
+    assert [each.count("*") for each in marks] == [1, 1, 0]
+    assert marks[0].count("o") == 4
+    full = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert sum(line.get_markerfacecolor() != "w" for line in full) == 1
+    plt.close(figure)
+
+
+def test_correlation_of_the_ranks_over_what_both_orders_have():
+    data = results(random=1.0, covariance=0.5, obd=0.3)
+    data["ranks"][2] = P + 1 - data.ranks[2]
+    few = results(random=1.0, covariance=0.5)
+    table = order_correlation({"a": data, "b": few}, ["random", "covariance", "obd", "lasso"])
+    assert table.loc["covariance", "random"] == pytest.approx(1)
+    assert table.loc["covariance", "obd"] == pytest.approx(-1)
+    assert table.loc["lasso"].isna().all()
+    figure = correlation_figure(table.drop(index="lasso", columns="lasso"))
+    assert figure.axes
+    plt.close(figure)
