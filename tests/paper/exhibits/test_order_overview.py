@@ -9,6 +9,7 @@ from parameter_ordering.paper.exhibits.order_overview import (
     correlation_figure,
     order_correlation,
     overview_figure,
+    recommendation,
     standings,
     wins,
 )
@@ -84,3 +85,24 @@ def test_correlation_of_the_ranks_over_what_both_orders_have():
     figure = correlation_figure(table.drop(index="lasso", columns="lasso"))
     assert figure.axes
     plt.close(figure)
+
+
+def test_the_recommendation_is_judged_against_its_control_and_the_best_other():
+    control = {"recommended_within_tensors": 0.7, "random": 1.0}
+    cases = {
+        ("a", "early"): results(recommended=0.3, obd=0.5, magnitude=0.4, **control),
+        ("b", "early"): results(recommended=0.8, obd=0.5, fresh_gradient=0.1, **control),
+        ("c", "late"): results(recommended=0.3, obd=0.5).pipe(with_flat_random),
+    }
+    table = recommendation(cases)
+    assert table["best other"].tolist() == ["magnitude", *["optimal brain damage"] * 2]
+    verdicts = table.filter(like="verdict").to_numpy().tolist()
+    assert verdicts[0] == ["supported", "supported"]
+    assert verdicts[1] == ["not supported", "not supported"]
+    assert verdicts[2] == ["cannot be judged", "cannot be judged"]
+    assert table.loc[("a", "early"), "to random"].startswith("0.3")
+
+
+def with_flat_random(data):
+    flat = results(random=0.0, recommended_within_tensors=0.0)
+    return xr.concat([data, flat], "order")

@@ -7,14 +7,11 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from parameter_ordering.paper.evidence.growth import freezable, growth_ratio, mean_growth
+from parameter_ordering.paper.evidence.growth import freezable, mean_growth
 from parameter_ordering.paper.evidence.statistics import mean_difference
 from parameter_ordering.paper.exhibits.chapter_tables import (
     NO_RATIO,
@@ -24,7 +21,7 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.figures import COLOURS, NAMES
+from parameter_ordering.paper.exhibits.figures import NAMES
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -54,43 +51,6 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
     )
     table = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
     return table.format_index(lambda order: NAMES.get(order, order))
-
-
-def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
-    """Growth of the test loss of each order as a ratio to random's, one panel for each data set.
-
-    Args:
-        compared: results of experiments with the same orders, ``random`` among them, by name.
-    """
-    rows = -(-len(compared) // 3)
-    figure, axes = plt.subplots(
-        rows, 3, figsize=(10, 4.6 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
-    orders = list(dict.fromkeys(orders))
-    for axis in axes.flat[len(compared) :]:
-        axis.set_axis_off()
-    for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
-        axis.axvline(1, color="0.5", ls=":", lw=1)
-        for place, order in enumerate(orders):
-            found = growth_ratio(data, order, "random") if order in data.order else None
-            if found is not None:
-                error = np.abs(np.array([found.interval()]).T - found.value)
-                axis.errorbar(found.value, place, xerr=error, fmt="o", ms=5, color=COLOURS[order])
-        if growth_ratio(data, "random", "random") is None:
-            where = {
-                "transform": axis.transAxes,
-                "ha": "center",
-                "va": "center",
-                "backgroundcolor": "w",
-            }
-            axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
-        axis.set(title=name.replace("_", " "), xscale="log", xlim=(0.08, 12))
-        axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
-    axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
-    axes[0, 0].invert_yaxis()
-    figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
-    return figure
 
 
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:

@@ -275,20 +275,21 @@ def converged(curve: xr.Dataset, window: int, tolerance: float) -> int:
 
 
 def halfway(curve: xr.Dataset) -> tuple[int, int]:
-    """A t0 with half of the loss left to gain, and how many iterations then gain it.
+    """A t0 with half of the loss left to gain, and how many iterations then gain nearly all of it.
 
-    The first iteration at which the test loss, averaged over runs, has fallen at least half of the
-    way from its start to its least; and from there to its least.
+    What is left to gain is the test loss, averaged over runs, above its least on the curve, as a
+    share of what it is at the start. t0 is the first iteration at which at most half is left; with
+    so many more there is at most a twentieth.
 
     Args:
         curve: of :meth:`Experiment.learning_curve`.
 
-    >>> loss = xr.DataArray([[[5.0, 3.5, 2.0, 1.0, 1.5]]], dims=("split", "run", "iteration"))
+    >>> loss = xr.DataArray([[[5.0, 3.5, 2.0, 1.1, 1.0]]], dims=("split", "run", "iteration"))
     >>> at = {"split": ["test"], "iteration": [0, 10, 20, 30, 40]}
     >>> halfway(loss.assign_coords(at).to_dataset(name="loss"))
     (20, 10)
     """
     loss = curve.loss.sel(split="test").mean("run")
     left = (loss - loss.min()) / (loss[0] - loss.min())
-    t0 = int(loss.iteration[left <= 0.5][0])
-    return t0, int(loss.idxmin("iteration")) - t0
+    t0, end = (int(loss.iteration[left <= share][0]) for share in (0.5, 0.05))
+    return t0, end - t0
