@@ -110,9 +110,9 @@ def _sorted(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def wins(compared: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """On how many of the data sets that decide an order is best or tied: ``won`` and ``of``."""
-    tables = [standings(data) for data in compared.values()]
-    rows = pd.concat([table[table.ratio.notna()] for table in tables]).rename_axis("order")
-    return rows.groupby("order").place.agg(won=lambda p: int((p != "").sum()), of="size")
+    rows = pd.concat([standings(data) for data in compared.values()]).rename_axis("order")
+    rows = rows.assign(won=rows.place != "", of=rows.ratio.notna())
+    return rows.groupby("order")[["won", "of"]].sum()
 
 
 def recommendation(cases: Mapping[tuple[str, str], xr.Dataset]) -> pd.DataFrame:
