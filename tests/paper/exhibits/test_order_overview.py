@@ -47,7 +47,7 @@ def test_the_best_and_the_tied_are_told_and_the_oracle_is_not_in_the_race():
         expected |= {"covariance": "tied", "obd": "best"}
     assert table.place.to_dict() == expected
     assert table.ratio["magnitude"] == pytest.approx(0.8, rel=0.1)
-    assert (table.low < table.ratio).all()
+    assert (table.low < table.ratio)[1:].all()
 
 
 def test_where_random_costs_nothing_there_is_no_winner():
@@ -100,7 +100,7 @@ def test_the_recommendation_is_judged_against_its_control_and_the_best_other():
     assert verdicts[0] == ["supported", "supported"]
     assert verdicts[1] == ["not supported", "not supported"]
     assert verdicts[2] == ["cannot be judged", "cannot be judged"]
-    assert table.loc[("a", "early"), "to random"].startswith("0.3")
+    assert float(table.loc[("a", "early"), "to random"][:4]) == pytest.approx(0.3, abs=0.02)
 
 
 def with_flat_random(data):

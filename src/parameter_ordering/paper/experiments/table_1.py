@@ -160,7 +160,7 @@ class Diabetes(Experiment):
 
     name = "diabetes"
     t0: int = 50
-    iterations: int = 425
+    iterations: int = 150
     horizon: int = 4000
     hidden: int = 20
     loss = staticmethod(models.squared_error)
