@@ -23,9 +23,11 @@ test: env  ## run the tests, and the examples of the documentation
 	@echo "Running the tests and the examples of the docstrings."
 	pytest -n auto
 
-lint: env  ## check the style of the sources and that notebooks carry no outputs
+lint: env  ## check style, types and who imports whom, and that notebooks carry no outputs
 	ruff check
 	ruff format --check
+	lint-imports
+	mypy
 	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --keep-id --verify
 
 format: env  ## bring sources and notebooks into that style

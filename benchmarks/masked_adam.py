@@ -2,14 +2,15 @@
 
 All ways step on the same shapes with torch's fused Adam, a random mask and gradients that are
 there already. The first is Adam with nothing frozen, the second what one writes by hand:
-``masked_fill_`` the gradient, step, put the frozen values back with ``where``.
+``masked_fill_`` the gradient, step, put the frozen values back with ``where``. AdamW decays
+ahead of its step; its second row makes the factors anew each time, as for a rate that changes.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 
 from benchmarks.rounds import interleaved
 from parameter_ordering.freezing import freeze
@@ -35,6 +36,8 @@ def measure(shapes: list[tuple], share: float, seconds: float) -> list[dict]:
         "MaskedAdam": _masked_adam(masks),
         "MaskedAdam, finite_gradients": _masked_adam(masks, finite_gradients=True),
         "MaskedAdam, weight_decay": _masked_adam(masks, weight_decay=0.01),
+        "AdamW, weight_decay": _frozen(AdamW, masks, weight_decay=0.01),
+        "AdamW, weight_decay, a new rate": _new_rates(masks),
         "MaskedAdam, compact": _masked_adam(masks, compact=True),
     }
     medians = interleaved({name: step for name, (step, _) in ways.items()}, seconds)
@@ -82,8 +85,23 @@ def _by_hand(masks: list[Tensor]) -> Way:
 
 
 def _masked_adam(masks: list[Tensor], **options: float) -> Way:
+    return _frozen(MaskedAdam, masks, **options)
+
+
+def _new_rates(masks: list[Tensor]) -> Way:
+    step, held = _frozen(AdamW, masks, weight_decay=0.01)
+    [group] = step.__self__.param_groups
+
+    def step_at_a_new_rate() -> None:
+        group["lr"] *= 0.999
+        step()
+
+    return step_at_a_new_rate, held
+
+
+def _frozen(kind: type[Adam], masks: list[Tensor], **options: float) -> Way:
     params = _parameters(masks)
-    optimizer = MaskedAdam(params, fused=True, **options)
+    optimizer = kind(params, fused=True, **options)
     freeze(optimizer, dict(zip(params, masks, strict=True)), in_backward=False)
     return optimizer.step, lambda: _tensors(
         [
@@ -95,10 +113,12 @@ def _masked_adam(masks: list[Tensor], **options: float) -> Way:
 
 
 def _tensors(held: object) -> list[Tensor]:
-    """All tensors in nested lists and the values of dictionaries."""
+    """All tensors in nested lists and tuples and the values of dictionaries."""
     if isinstance(held, Tensor):
         return [held]
-    values = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+    values = held.values() if isinstance(held, dict) else held
+    if not isinstance(held, dict | list | tuple):
+        return []
     return [x for value in values for x in _tensors(value)]
 
 

@@ -39,6 +39,8 @@ def test_a_chapter_runs_the_settings_of_its_experiment(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_a_chapter_offers_every_setting_but_those_that_make_its_variants(chapter):
     own = {"orders", "shared_weights", "own_data", "kappa", "shard", "device"}
+    own |= {"stages", "optimizer", "momentum", "fresh_optimizer", "minibatches", "initial_weights"}
+    own |= {"noise", "probability", "standardized"}
     experiment = getattr(experiments, chapter.stem)()
     assert set(defaults(chapter)) == {field.name for field in fields(experiment)} - own
 

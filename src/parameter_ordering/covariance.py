@@ -1,20 +1,22 @@
 r"""The covariance of the stochastic gradient, estimated while a model trains: (2.6)."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
-from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from parameter_ordering.gradients.coupling import Loss, batch_norms, check_batch_norms
-from parameter_ordering.gradients.factors import Rows
-from parameter_ordering.gradients.per_sample import PerSampleGradients, accumulator_dtype
+from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms
+from parameter_ordering.gradients.pending import Pending
+from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients
+from parameter_ordering.gradients.per_sample import samples as count
+from parameter_ordering.gradients.running import Running
+from parameter_ordering.gradients.selected import check_whole, selected
+from parameter_ordering.gradients.shares import check_layers
+from parameter_ordering.gradients.steps import Steps
 
 __all__ = ["GradientCovariance", "running_mean"]
-
-_SMALL = 1e-3  # a scale below it is multiplied into the sum
 
 
 def running_mean(t: int) -> float:
@@ -99,93 +101,157 @@ class GradientCovariance:
         full: bool = False,
         ensemble_dims: int = 0,
         *,
+        batch_dim: int = 0,
         reduction: str = "mean",
         parameters: Iterable[str] | Callable[[str, nn.Parameter], bool] | None = None,
         kappa: float | Callable[[int], float] = running_mean,
         burn_in: int = 0,
         initial: Mapping[str, Tensor] | Tensor | None = None,
         unbiased: bool = False,
+        one_sample: str = "refuse",
         memory_limit: int = 2**30,
     ):
-        if samples not in ("first", "all"):
-            raise ValueError(f"samples={samples!r}: take 'first' or 'all'")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r}: take 'mean' or 'sum'")
+        for what, given, allowed in (
+            ("samples", samples, ("first", "all")),
+            ("reduction", reduction, ("mean", "sum")),
+            ("one_sample", one_sample, ("refuse", "count")),
+        ):
+            if given not in allowed:
+                raise ValueError(f"{what}={given!r}: take {allowed[0]!r} or {allowed[1]!r}")
         if not callable(kappa) and not 0 < kappa <= 1:
             raise ValueError(f"kappa={kappa!r}: a fixed kappa is in (0, 1]")
         if burn_in < 0:
             raise ValueError(f"burn_in={burn_in!r}: take 0 or more updates")
         if ensemble_dims < 0:
             raise ValueError(f"ensemble_dims={ensemble_dims!r}: take the number of leading axes")
+        if batch_dim not in (0, 1) or (batch_dim and ensemble_dims):
+            raise ValueError(f"batch_dim={batch_dim!r}: 0 or 1, and 0 for an ensemble")
         self.model, self.samples, self.full = model, samples, full
-        self.ensemble_dims, self.reduction = ensemble_dims, reduction
+        self.ensemble_dims, self.reduction, self.batch_dim = ensemble_dims, reduction, batch_dim
         self.kappa, self.burn_in, self.unbiased = kappa, burn_in, unbiased
-        self.t = 0
-        self._parameters = _select(model, parameters)
-        self._ensemble = next(iter(self._parameters.values())).shape[:ensemble_dims]
-        for name, w in self._parameters.items():
-            if w.dim() < ensemble_dims or w.shape[:ensemble_dims] != self._ensemble:
-                raise ValueError(
-                    f"parameter {name!r} of shape {tuple(w.shape)}: the {ensemble_dims} leading "
-                    f"axes of the ensemble must be the same for all, {tuple(self._ensemble)}"
-                )
-        self._sizes = [prod(w.shape[ensemble_dims:]) for w in self._parameters.values()]
-        # C_t = scale * sum: (2.6) multiplies the scale, and adds to the sum.
-        self._scale, self._sum = 1.0, self._zero(memory_limit)
+        self.one_sample, self.t = one_sample, 0
+        self._parameters = selected(model, parameters)
+        self._C = Running(self._parameters, ensemble_dims, full, samples == "first", memory_limit)
         if initial is not None:
-            self._set(initial)
+            self._C.set(initial)
+        check_whole(self._parameters)
+        check_layers(model)
         self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
-            model, self._parameters, samples == "first", ensemble_dims, reduction == "mean"
+            model,
+            self._parameters,
+            samples == "first",
+            ensemble_dims,
+            reduction == "mean",
+            batch_dim,
         )
+        self._attached: _Attached | None = None
+        self._sizes_seen = 0  # of the minibatches so far, as one number
 
-    def update(self, loss_fn: Loss, x: Tensor, y: Tensor) -> Tensor:
+    def update(
+        self, loss_fn: Callable[..., Tensor], x: Batch, y: Any, *, scaler: Any = None
+    ) -> Tensor:
         """One step of (2.6), with the forward and backward pass of a minibatch.
 
-        ``.grad`` of every parameter of the model is replaced, not added to: afterwards it is what
-        ``zero_grad()`` and ``loss.backward()`` would have left, ready for ``optimizer.step()``.
+        ``.grad`` of every parameter of the model, and of ``loss_fn`` if it has any, is replaced:
+        afterwards it is what ``zero_grad()`` and ``loss.backward()`` would have left, ready for
+        ``optimizer.step()``. Only what an update has left may be replaced, or zero: to accumulate
+        gradients, :meth:`attach`.
 
         Args:
-            loss_fn: gives the loss, ``loss_fn(model(x), y)``; it and the model also take a
-                minibatch of one sample.
-            x, y: the minibatch, with the samples on axis ``ensemble_dims`` of both.
+            loss_fn: gives the loss, ``loss_fn(model(x), y)``. Where output and y are tensors, it
+                also takes a minibatch of one sample.
+            x: the minibatch: a tensor, or several in a tuple for ``model(*x)``, or in a dict for
+                ``model(**x)``; the samples are on axis ``ensemble_dims`` or ``batch_dim``.
+            y: the answers, in whatever form ``loss_fn`` takes them.
+            scaler: a ``GradScaler``. It multiplies the loss and then has to step; C is as without.
 
         Returns:
             The loss, detached.
         """
+        if self._attached is not None:
+            raise RuntimeError("C follows an optimizer: call detach() before update()")
         S, kappa = self._check(x, y), self._next_kappa()
-        loss, g_S, g = self._gradients(loss_fn, x, y)
+        loss, g_S, g = self._gradients(loss_fn, x, y, scaler)
         if kappa > 0:
-            alpha = kappa * S / (S - 1) if self.unbiased else kappa
-            add = self._add_to_matrix if self.full else self._add_to_diagonal
             with torch.no_grad():
-                self._decay(1 - kappa)
-                add(g_S, g, alpha / self._scale)
+                self._C.decay(1 - kappa)
+                self._C.add(g_S, g, self._alpha(kappa, S))
         self.t += 1
         return loss
 
+    def attach(self, optimizer: Any, scaler: Any = None) -> None:
+        r"""Follow whatever training goes on: each step of ``optimizer`` is one t of (2.6).
+
+        Nobody has to call anything else, and training has the same bits as without. The gradient of
+        a step, before it is clipped, is a sum of shares, ``.grad`` = :math:`s_1 + ... + s_N`, over
+        all N samples since the step before, whatever the loss: :math:`s_i` is what flows back
+        through the rows of sample i. Here :math:`g_i = N s_i`. For a loss that is a mean over
+        samples this is :meth:`update`; for a mean over tokens, or with class weights, it is the
+        pull of sample i as training feels it.
+
+        - *Accumulation.* Micro-batches make one V_t; "first" takes the first sample of the first.
+        - *What leaves no trace*: a pass without gradients or without ``backward()``, a gradient
+          that ``zero_grad()`` drops, a step that a ``GradScaler`` skips.
+        - *Processes.* With ``DistributedDataParallel`` training sends nothing more. What reads C,
+          :meth:`diagonal`, :meth:`matrix` and :meth:`state_dict`, takes the mean over processes:
+          each has to call it, and each gets the same bits. All need minibatches of the same size.
+        - *Copies* of the model, as of an average of its weights, and of C are not attached.
+
+        Args:
+            optimizer: of torch, that trains all that C follows; or what Accelerate, Lightning and
+                others wrap around one.
+            scaler: the ``GradScaler`` that multiplies the loss, if there is one.
+
+        Raises:
+            TypeError: for LBFGS, and for what is no optimizer.
+            ValueError: for parameters that the optimizer does not train, that it steps in the
+                backward pass, or that are sharded (FSDP); for BatchNorm in training mode.
+            RuntimeError: if C is attached already. From the step of the optimizer, with parameters
+                and state, t and C as they were: shares that do not add up to the gradient, a
+                minibatch of one sample, a gradient that ``zero_grad()`` has not cleared.
+
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> _ = nn.init.constant_(model.weight, 0.5)
+        >>> C = GradientCovariance(model, samples="all")
+        >>> C.attach(optimizer)
+        >>> model(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).square().mean().backward()
+        >>> optimizer.step()
+        >>> C.t, C.diagonal()
+        (1, {'weight': tensor([[16.,  0.]])})
+        >>> C.detach()
+        """
+        if self._attached is not None:
+            raise RuntimeError("C follows an optimizer already: call detach() before")
+        if self.ensemble_dims:
+            raise ValueError("attach follows one model, not an ensemble: use update")
+        check_batch_norms(self._batch_norms.items())
+        self._attached = _Attached(self, optimizer, scaler)
+
+    def detach(self) -> None:
+        """Follow no longer: all hooks are gone, C and t stay."""
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
+
     def diagonal(self) -> dict[str, Tensor]:
         """diag(C_t) by parameter name, each of the shape of its parameter; a copy."""
-        if not self.full:
-            return {name: (self._scale * C).clamp_min_(0) for name, C in self._sum.items()}
-        parts = self._sum.diagonal(dim1=-2, dim2=-1).split(self._sizes, -1)
-        return {
-            name: self._scale * part.reshape(w.shape)
-            for (name, w), part in zip(self._parameters.items(), parts, strict=True)
-        }
+        return self._C.diagonal(self._over_processes())
 
     def matrix(self) -> Tensor:
         """C_t, ``(*E, p, p)``, parameters flattened, in the order of :meth:`diagonal`; a copy."""
         if not self.full:
             raise ValueError("only the diagonal is kept: construct with full=True for the matrix")
-        return self._scale * self._sum
+        return self._C.scale * self._over_processes()  # type: ignore[return-value, operator]
 
     def state_dict(self) -> dict[str, Any]:
         """t and C_t, a sum with its scale, to save with those of the model and its optimizer.
 
-        The sum is not copied.
+        The sum is not copied, unless it is that of several processes. A step that has begun is no
+        part of it.
         """
-        return {"t": self.t, "scale": self._scale, "sum": self._sum}
+        return {"t": self.t, "scale": self._C.scale, "sum": self._over_processes()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state; the settings are those of this object.
@@ -195,35 +261,33 @@ class GradientCovariance:
                 this is a diagonal. Nothing has changed then.
         """
         t, scale = int(state_dict["t"]), float(state_dict["scale"])
-        self._set(state_dict["sum"])
-        self.t, self._scale = t, scale
+        self._C.set(state_dict["sum"])
+        self.t, self._C.scale = t, scale
 
-    def _decay(self, beta: float) -> None:
-        """C <- beta C."""
-        self._scale *= beta
-        if self._scale < _SMALL:
-            for C in (self._sum,) if self.full else self._sum.values():
-                C.mul_(self._scale)
-            self._scale = 1.0
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not attached."""
+        return vars(self) | {"_attached": None}
 
-    def _add_to_diagonal(self, g_S: dict[str, Tensor], g: dict[str, Rows], alpha: float) -> None:
-        for name, g_i in g.items():
-            add = g_i.add_first_ if self.samples == "first" else g_i.add_all_
-            add(self._sum[name], g_S[name], alpha)
+    def _alpha(self, kappa: float, S: int) -> float:
+        return kappa * S / (S - 1) if self.unbiased and S > 1 else kappa
 
-    def _add_to_matrix(self, g_S: dict[str, Tensor], g: dict[str, Rows], alpha: float) -> None:
-        E, first = self.ensemble_dims, self.samples == "first"
-        deviations = {
-            name: (g_i.first().unsqueeze(E) if first else g_i.rows()) - g_S[name].unsqueeze(E)
-            for name, g_i in g.items()
-        }
-        S = next((r.shape[E] for r in deviations.values()), 1)
-        r = self._sum.new_zeros(*self._ensemble, S, sum(self._sizes))
-        for name, part in zip(self._parameters, r.split(self._sizes, -1), strict=True):
-            if name in g:
-                part.copy_(deviations[name].reshape(part.shape))
-        r, C = r.view(-1, *r.shape[-2:]), self._sum.view(-1, *self._sum.shape[-2:])
-        C.baddbmm_(r.mT, r, alpha=alpha / S)
+    def _over_processes(self) -> dict[str, Tensor] | Tensor:
+        """The sum, as a mean over the processes that train this model together."""
+        if not self._gradients.shares.distributed or dist.get_world_size() == 1:
+            return self._C.sum
+        sizes = [None] * dist.get_world_size()
+        dist.all_gather_object(sizes, (self.t, self._sizes_seen))
+        if len(set(sizes)) > 1:
+            raise RuntimeError(
+                f"the processes had minibatches of different sizes, or not the same steps: {sizes}; "
+                "drop the last, smaller one (drop_last=True)"
+            )
+        parts = [C / len(sizes) for C in self._C.parts()]
+        for part in parts:
+            dist.all_reduce(part)
+        if self.full:
+            return parts[0]
+        return dict(zip(self._parameters, parts, strict=True))
 
     def _next_kappa(self) -> float:
         t = self.t + 1 - self.burn_in
@@ -234,74 +298,58 @@ class GradientCovariance:
             raise ValueError(f"kappa({t}) = {kappa!r}: the weight of a contribution is in [0, 1]")
         return float(kappa)
 
-    def _check(self, x: Tensor, y: Tensor) -> int:
-        E = self.ensemble_dims
-        if x.dim() <= E or y.dim() <= E or x.shape[E] != y.shape[E]:
-            raise ValueError(
-                f"x {tuple(x.shape)} and y {tuple(y.shape)} must have the samples on axis {E}"
-            )
-        if x.shape[E] < 2:
-            raise ValueError(f"S = {x.shape[E]}: one sample is its own mean, take S >= 2")
+    def _check(self, x: Batch, y: Any) -> int:
+        axis = self.ensemble_dims or self.batch_dim
+        S = count(x, axis)
+        alone = isinstance(x, Tensor) and isinstance(y, Tensor)
+        if S is None or (alone and (y.dim() <= axis or y.shape[axis] != S)):
+            shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}" if alone else "x"
+            raise ValueError(f"{shapes} must have the samples on axis {axis}")
+        self._check_size(S)
         check_batch_norms(self._batch_norms.items())
-        return x.shape[E]
+        return S
 
-    def _zero(self, memory_limit: int) -> dict[str, Tensor] | Tensor:
-        """C_0 = 0."""
-        like = {name: accumulator_dtype(w) for name, w in self._parameters.items()}
-        if not self.full:
-            return {
-                name: torch.zeros(w.shape, dtype=like[name], device=w.device)
-                for name, w in self._parameters.items()
-            }
-        p, models = sum(self._sizes), prod(self._ensemble)
-        dtype = functools.reduce(torch.promote_types, like.values())
-        size = models * p * p * dtype.itemsize
-        if size > memory_limit:
-            raise MemoryError(
-                f"the full covariance of {models} x {p} parameters takes {size:,} bytes, above "
-                f"memory_limit={memory_limit:,}: follow fewer (parameters=...), keep the diagonal "
-                "only, or raise the limit"
-            )
-        device = next(iter(self._parameters.values())).device
-        return torch.zeros(*self._ensemble, p, p, dtype=dtype, device=device)
-
-    def _set(self, C: Mapping[str, Tensor] | Tensor) -> None:
-        """C as given, once all of it is found to fit."""
-        if self.full == isinstance(C, Mapping):
-            kinds = ("a diagonal", "the full matrix")
+    def _check_size(self, S: int) -> None:
+        if S < 2 and self.one_sample == "refuse":
             raise ValueError(
-                f"C is given as {kinds[not self.full]}: full={self.full} takes {kinds[self.full]}"
+                f"S = {S}: one sample is its own mean, take S >= 2, or one_sample='count'"
             )
-        own, given = ({"C": self._sum}, {"C": C}) if self.full else (self._sum, C)
-        if own.keys() != given.keys():
-            raise ValueError(f"C is for {sorted(given)}, the parameters followed are {sorted(own)}")
-        for name, old in own.items():
-            if given[name].shape != old.shape:
-                raise ValueError(
-                    f"C of {name!r} has shape {tuple(given[name].shape)}, not {tuple(old.shape)}"
-                )
-        for name, old in own.items():
-            old.copy_(given[name])
 
 
-def _select(
-    model: nn.Module, which: Iterable[str] | Callable[[str, nn.Parameter], bool] | None
-) -> dict[str, nn.Parameter]:
-    """The parameters to follow, in the order of the model."""
-    every = dict(model.named_parameters())
-    if which is None or callable(which):
-        names = [n for n, w in every.items() if w.requires_grad and (which is None or which(n, w))]
-    else:
-        names = list(which)
-        if unknown := [name for name in names if name not in every]:
-            raise ValueError(f"unknown parameters {unknown}; the model has {list(every)}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"a name stands twice in parameters={names}")
-        if frozen := [name for name in names if not every[name].requires_grad]:
-            raise ValueError(f"parameters {frozen} have requires_grad=False, so no gradient")
-    if not names:
-        raise ValueError("no parameter to follow: none is selected that requires a gradient")
-    if compl := [name for name in names if every[name].is_complex()]:
-        raise ValueError(f"parameters {compl} are complex: hold them as torch.view_as_real")
-    chosen = set(names)
-    return {name: w for name, w in every.items() if name in chosen}
+class _Attached:
+    """The hooks by which a covariance follows a training."""
+
+    def __init__(self, C: GradientCovariance, optimizer: Any, scaler: Any):
+        self._of, self._shares = C, C._gradients.shares
+        self._pending = Pending(C._C)
+        self._steps = Steps(
+            C._parameters, optimizer, scaler, self._step, self._passed, self._pending.clear
+        )
+        self._shares.start(self._steps)
+        if not (C.full and C.samples == "all"):
+            self._shares.stream(self._pending.take)
+
+    def remove(self) -> None:
+        self._shares.stop()
+        self._shares.stream(None)
+        self._steps.remove()
+
+    def _passed(self, gradients: dict[str, Tensor]) -> None:
+        shares = self._shares
+        found = shares.finish(gradients)
+        if shares.error is not None:
+            self._steps.fail(shares.error)
+        elif shares.S is not None:
+            self._pending.end(found, shares.S)
+
+    def _step(self, g: dict[str, Tensor], scale: float) -> None:
+        C, S = self._of, self._pending.S
+        C._check_size(S)
+        kappa = C._next_kappa()
+        if kappa > 0:
+            C._C.decay(1 - kappa)
+            mean = S if C.reduction == "mean" else 1
+            self._pending.add_to(C._C, g, mean, C._alpha(kappa, S) / scale**2)
+        self._pending.clear()
+        C._sizes_seen = hash((C._sizes_seen, S))
+        C.t += 1

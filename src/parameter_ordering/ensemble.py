@@ -23,7 +23,9 @@ class Linear(nn.Linear):
     memory, so nothing is transposed in the products of the backward pass either.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    bias: nn.Parameter | None  # type: ignore[assignment]  # torch says it is there
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = weight.shape[-1], weight.shape[-2]
         self.weight = nn.Parameter(weight)
@@ -49,7 +51,7 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
     if isinstance(models[0], nn.Linear):
         return _stack(models)
     stacked = copy.deepcopy(models[0])
-    covered = set()
+    covered: set[int] = set()
     for name, layer in models[0].named_modules():
         if isinstance(layer, nn.Linear):
             stacked.set_submodule(name, _stack([model.get_submodule(name) for model in models]))
@@ -60,11 +62,11 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
     return stacked
 
 
-def _stack(layers: Sequence[nn.Linear]) -> Linear:
-    weight = torch.stack([layer.weight.detach() for layer in layers]).unsqueeze(1)
-    if layers[0].bias is None:
-        return Linear(weight, None)
-    return Linear(weight, torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
+def _stack(layers: Sequence[nn.Module]) -> Linear:
+    def stacked(name: str) -> Tensor:
+        return torch.stack([layer.get_parameter(name).detach() for layer in layers]).unsqueeze(1)
+
+    return Linear(**{name: stacked(name) for name, _ in layers[0].named_parameters()})
 
 
 @torch.no_grad()
@@ -110,7 +112,7 @@ def evaluate(
     chunk: int = 1000,
 ) -> Tensor:
     """Loss (2.3) of every model, (R, V), on objects x (R or 1, m, n) with answers y (R or 1, m)."""
-    total = 0
+    total = torch.zeros(())
     for rows, answers in zip(x.split(chunk, 1), y.split(chunk, 1), strict=True):
         losses = per_sample(model(rows[:, None]), answers[:, None])
         total = total + losses.sum(-1, dtype=torch.float64)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from parameter_ordering.frozen.names import Names
+
 __all__ = ["by_tensors", "by_units", "to_parameters"]
 
 Reduce = Callable[..., Tensor]
@@ -62,6 +64,10 @@ def to_parameters(
     Args:
         values: tensors of any type, each of a shape that the parameter's shape begins with.
         parameters: by name; only their shapes matter, so scores of the parameters do as well.
+            What wrappers put before a name does not matter.
+
+    Returns:
+        Tensors of the shapes of the parameters, under the names that these have.
 
     Raises:
         ValueError: for a name that is not among the parameters, or a shape that does not fit.
@@ -71,9 +77,11 @@ def to_parameters(
             [False, False, False]])}
     """
     spread = {}
-    for name, v in values.items():
-        if name not in parameters:
-            raise ValueError(f"{name!r} is not among the parameters {sorted(parameters)}")
+    names = Names(parameters)
+    for given, v in values.items():
+        name = names.one(given)
+        if name is None:
+            raise ValueError(f"{given!r} is not among the parameters {sorted(parameters)}")
         shape = parameters[name].shape
         if v.shape != shape[: v.ndim]:
             raise ValueError(f"{name!r}: {tuple(shape)} does not begin with {tuple(v.shape)}")

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.optimizer import ParamsT
 
-from parameter_ordering.freezing import _STILL, freeze
+from parameter_ordering.freezing import freeze
+from parameter_ordering.frozen.hooks import STILL, freezing_of
+from parameter_ordering.frozen.parts import FreeCoordinates
 
 __all__ = ["MaskedAdam"]
 
@@ -94,12 +96,12 @@ class MaskedAdam(Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of Adam, masked or not; its masks freeze."""
-        if not hasattr(self, "_freezing"):
+        if freezing_of(self) is None:
             freeze(self)
         super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._complete_groups()
 
     def _complete_groups(self) -> None:
@@ -109,26 +111,32 @@ class MaskedAdam(Adam):
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Tell torch's step what to work on: where moments are compact, the free coordinates."""
-        parts = self._freezing.parts if hasattr(self, "_freezing") else {}
+        freezing = freezing_of(self)
+        parts = freezing.parts if freezing else {}
         if not group["compact"] or not parts:
             new = [p for p in group["params"] if p in parts and not self.state.get(p)]
-            has_complex = super()._init_group(group, *lists)
+            has_complex = self._init_of_adam(group, *lists)
             for p in new:  # what torch makes moments of only now
                 parts[p].forget(p, self.state.get(p, {}))
             return has_complex
         if torch.compiler.is_compiling():
             raise RuntimeError("a compact step cannot be compiled: keep it out of torch.compile")
         stand_ins = {
-            p: parts[p].stand_in(p) for p in group["params"] if p in parts and p.grad is not None
+            p: part.stand_in(p)
+            for p in group["params"]
+            if isinstance(part := parts.get(p), FreeCoordinates) and p.grad is not None
         }
         for p, stand_in in stand_ins.items():
             self.state[stand_in] = self.state[p]
         params = [stand_ins.get(p, p) for p in group["params"]]
         try:
-            return super()._init_group({**group, "params": params}, *lists)
+            return self._init_of_adam({**group, "params": params}, *lists)
         finally:
             for stand_in in stand_ins.values():
                 del self.state[stand_in]
 
+    def _init_of_adam(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        return bool(super()._init_group(group, *lists))  # type: ignore[no-untyped-call]
 
-_STILL.add(MaskedAdam)
+
+STILL.add(MaskedAdam)

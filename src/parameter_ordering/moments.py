@@ -13,7 +13,7 @@ class Moments(NamedTuple):
     square: dict[str, Tensor]
 
 
-def adam_moments(model: nn.Module, optimizer: torch.optim.Adam) -> Moments:
+def adam_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
     r"""Adam's :math:`\hat m_t` and :math:`\hat v_t`, with its correction of the start.
 
     Raises:
@@ -21,7 +21,7 @@ def adam_moments(model: nn.Module, optimizer: torch.optim.Adam) -> Moments:
 
     Source: Kingma, Ba, Adam: a method for stochastic optimization, ICLR 2015, algorithm 1.
     """
-    betas = {w: group["betas"] for group in optimizer.param_groups for w in group["params"]}
+    betas = {w: group.get("betas") for group in optimizer.param_groups for w in group["params"]}
     moments = Moments({}, {})
     for name, w in model.named_parameters():
         state = optimizer.state.get(w, {})

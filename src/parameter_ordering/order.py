@@ -10,6 +10,7 @@ from operator import index
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from parameter_ordering.selection import concatenate, mark_first, tie_breaks
@@ -105,7 +106,7 @@ def frozen_mask(
     return masks
 
 
-def mean_frozen(ranks, k) -> Tensor:
+def mean_frozen(ranks: ArrayLike | Tensor, k: ArrayLike | Tensor) -> Tensor:
     r"""The mean :math:`\hat\alpha(k)` of :math:`\alpha(k)` over runs (section 3 of the paper).
 
     Args:
@@ -187,14 +188,14 @@ def _check(tensors: Mapping[str, Tensor], ensemble_dims: int) -> tuple[tuple[int
     """The shape of the ensemble and p, the number of parameters of one model."""
     if not tensors:
         raise ValueError("no parameters to order: the mapping is empty")
-    ensemble, first = None, next(iter(tensors))
+    first = next(iter(tensors))
+    ensemble = tuple(tensors[first].shape[:ensemble_dims])
     for name, s in tensors.items():
         if s.dtype.is_complex or s.dtype == torch.bool:
             raise ValueError(f"{name!r} is {s.dtype}; scores must be real numbers")
         if s.ndim < ensemble_dims:
             raise ValueError(f"{name!r} of shape {tuple(s.shape)} lacks {ensemble_dims=} axes")
         leading = tuple(s.shape[:ensemble_dims])
-        ensemble = leading if ensemble is None else ensemble
         if leading != ensemble:
             raise ValueError(
                 f"the leading axes of {name!r}, {leading}, differ from {ensemble} of {first!r}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from parameter_ordering.freezing import freeze, unfreeze
@@ -20,7 +20,7 @@ class FreezeSchedule:
     ``step()`` is called once an iteration, after that of the optimizer, as with the schedulers of
     the learning rate. The order is taken when it is first needed and then stays, so that what is
     frozen remains frozen while k(t) grows; where k(t) falls, the last of the order train again.
-    Tensors frozen as a whole get no gradient (:func:`skip_gradients`).
+    Tensors frozen as a whole get no gradient (:func:`.skip_gradients`), where nobody waits for it.
 
     Copied or pickled together with model and optimizer it acts on their copies. A lambda for
     ``order`` or ``k`` is not copied, though, and cannot be pickled.
@@ -32,6 +32,10 @@ class FreezeSchedule:
             ``lambda: rank(C.diagonal())`` or ``lambda: rank(by_tensors(C.diagonal()))``.
         k: the number of frozen parameters after t = 1, 2, ... iterations, such as :func:`ramp`.
         in_backward: as in :func:`freeze`.
+        skip_gradients: whether to compute no gradient for tensors that are frozen as a whole.
+            ``DistributedDataParallel`` waits for every gradient that it knows of, unless built with
+            ``find_unused_parameters=True``, and raises an error for one that is missing. So None
+            skips where ``torch.distributed`` has not been initialized.
 
     Attributes:
         t: iterations done.
@@ -67,18 +71,20 @@ class FreezeSchedule:
         k: Callable[[int], int],
         *,
         in_backward: bool | None = None,
+        skip_gradients: bool | None = None,
     ):
-        self._parameters = {
+        self._parameters: dict[str, Tensor] = {
             name: p
             for group in optimizer.param_groups
-            for name, p in zip(group.get("param_names", ()), group["params"], strict=False)
+            for name, p in zip(group.get("param_names") or (), group["params"], strict=False)
         }
         if not self._parameters:
             raise ValueError("the optimizer knows no names: build it from model.named_parameters()")
         self._optimizer, self._order, self._k = optimizer, order, k
-        self._in_backward = in_backward
+        self._in_backward, self._skips = in_backward, skip_gradients
         self._skipped: list[Tensor] = []
-        self.t, self.k, self.ranks = 0, 0, None
+        self.t, self.k = 0, 0
+        self.ranks: Mapping[str, Tensor] | None = None
 
     def step(self) -> None:
         """Count an iteration and freeze the k(t) first."""
@@ -112,14 +118,20 @@ class FreezeSchedule:
         # With its gradient on, so that the freeze can mask the gradient where it comes to be.
         self._stop_skipping()
         freeze(self._optimizer, mask, in_backward=self._in_backward)
+        self.k, self.ranks = k, ranks
+        if self._skips is False or (self._skips is None and _in_a_group()):
+            return
         trainable = [p for p in self._parameters.values() if p.requires_grad]
         skip_gradients(self._parameters.items(), mask)  # to close it would act on no copy
         self._skipped = [p for p in trainable if not p.requires_grad]
-        self.k, self.ranks = k, ranks
 
     def _stop_skipping(self) -> None:
         while self._skipped:
             self._skipped.pop().requires_grad_(True)
+
+
+def _in_a_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def ramp(k: int, t0: int, t1: int | None = None) -> Callable[[int], int]:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from torch import Tensor
-from torch.nn import Parameter
+
+from parameter_ordering.frozen.names import Names
 
 __all__ = ["skip_gradients"]
 
 
 def skip_gradients(
-    parameters: Iterable[tuple[str, Parameter]], mask: Mapping[str, Tensor]
+    parameters: Iterable[tuple[str, Tensor]], mask: Mapping[str, Tensor]
 ) -> ExitStack:
     """Compute no gradient for the tensors that ``mask`` freezes as a whole.
 
@@ -29,7 +30,7 @@ def skip_gradients(
     legal for a loss that depends on it; it then costs little more than the forward pass. Buffers,
     such as the running statistics of a batch norm, are no parameters and go on moving. Call it
     before wrapping a model in ``DistributedDataParallel``, which looks at ``requires_grad`` only
-    once.
+    once, and waits for a gradient of all that it has seen.
 
     Args:
         parameters: pairs of name and parameter, as ``model.named_parameters()``.
@@ -51,13 +52,15 @@ def skip_gradients(
     >>> model.weight.requires_grad
     True
     """
-    parameters = dict(parameters)
-    if unknown := mask.keys() - parameters.keys():
+    named = dict(parameters)
+    names = Names(named)
+    if unknown := [name for name in mask if names.one(name) is None]:
         raise ValueError(f"the mask names {sorted(unknown)}, which are no parameters")
-    trainable = [name for name, p in parameters.items() if p.requires_grad and p.numel()]
-    whole = [name for name in trainable if name in mask and mask[name].all()]
+    frozen = {names.one(name) for name, each in mask.items() if each.all()}
+    trainable = [name for name, p in named.items() if p.requires_grad and p.numel()]
+    whole = [name for name in trainable if name in frozen]
     skipped = ExitStack()
     for name in whole[:-1] if whole == trainable else whole:
-        parameters[name].requires_grad_(False).grad = None
-        skipped.callback(parameters[name].requires_grad_, True)
+        named[name].requires_grad_(False).grad = None
+        skipped.callback(named[name].requires_grad_, True)
     return skipped

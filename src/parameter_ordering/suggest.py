@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -182,7 +183,7 @@ def _resample(like: Tensor, number: int, n: int) -> Tensor:
     return like.new_zeros(number, n).scatter_add_(1, drawn, like.new_ones(()).expand_as(drawn))
 
 
-def _random_numbers_apart(model: nn.Module):
+def _random_numbers_apart(model: nn.Module) -> AbstractContextManager[None]:
     """A context in which random numbers are drawn without anybody outside noticing."""
     devices = {p.device for p in model.parameters() if p.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"

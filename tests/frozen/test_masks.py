@@ -25,7 +25,7 @@ def test_masks_stay_bool_in_a_checkpoint():
     other = optim.SGD([nn.Parameter(torch.ones(3, dtype=torch.float16))])
     freeze(other)
     other.load_state_dict(optimizer.state_dict())
-    [saved] = other.state_dict()["param_groups"][0]["frozen_masks"]
+    [saved] = other.state_dict()["param_groups"][0]["frozen_masks"].values()
     assert saved.dtype == torch.bool
     assert torch.equal(saved, mask)
 
@@ -34,11 +34,12 @@ def test_a_checkpoint_whose_masks_do_not_fit_is_refused():
     _, optimizer = linear(lr=0.1)
     freeze(optimizer, HALF)
     checkpoint = optimizer.state_dict()
-    checkpoint["param_groups"][0] |= {"lr": 9.0, "frozen_masks": [torch.ones(3, 2).bool(), None]}
+    masks = {"weight": torch.ones(3, 2).bool(), "bias": torch.zeros(2).bool()}
+    checkpoint["param_groups"][0] |= {"lr": 9.0, "frozen_masks": masks}
     with pytest.raises(ValueError, match=r"'weight' has shape \(3, 2\), the parameter \(2, 3\)"):
         optimizer.load_state_dict(checkpoint)
     assert optimizer.param_groups[0]["lr"] == 0.1
-    assert torch.equal(optimizer.param_groups[0]["frozen_masks"][0], HALF["weight"])
+    assert torch.equal(optimizer.param_groups[0]["frozen_masks"]["weight"], HALF["weight"])
 
 
 WRONG = [
@@ -80,9 +81,8 @@ def test_a_wrong_mask_is_named_and_changes_nothing(mask, error, message):
     moments = copy.deepcopy(optimizer.state_dict()["state"])
     with pytest.raises(error, match=re.escape(message)):
         freeze(optimizer, mask)
-    weight, bias = optimizer.param_groups[0]["frozen_masks"]
-    assert torch.equal(weight, HALF["weight"])
-    assert bias is None
+    assert optimizer.param_groups[0]["frozen_masks"].keys() == {"weight"}
+    assert torch.equal(optimizer.param_groups[0]["frozen_masks"]["weight"], HALF["weight"])
     torch.testing.assert_close(optimizer.state_dict()["state"], moments, rtol=0, atol=0)
 
 

@@ -29,6 +29,7 @@ def brute_force(model, loss_fn, x, y):
         loss_fn(model(x[i : i + 1]), y[i : i + 1]).backward()
         for name, w in model.named_parameters():
             rows[name].append(torch.zeros_like(w) if w.grad is None else w.grad.to_dense())
+    model.zero_grad()
     return {name: torch.stack(g) for name, g in rows.items()}
 
 
@@ -47,6 +48,7 @@ def check(model, x, loss_fn=squared_error, y=None, by_layer=None):
     model.zero_grad()
     loss_fn(model(x), y).backward()
     batch = {name: w.grad for name, w in model.named_parameters()}
+    model.zero_grad()
     for first_only in (False, True):
         gradients = PerSampleGradients(model, want, first_only, 0, True)
         for _ in range(2):

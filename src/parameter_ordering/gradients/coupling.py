@@ -32,9 +32,10 @@ def check_batch_norms(layers: Iterable[tuple[str, nn.Module]]) -> None:
 
 
 def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -> bool:
-    """That the loss is the mean, or the sum, of losses of single samples, which are on axis dim.
+    """That a loss that is said to be a mean over samples is not their sum, or the other way round.
 
-    Returns whether there was a gradient to see it by.
+    Whatever else it is, the shares of the samples in its gradient are well defined. Returns whether
+    there was a gradient to see it by.
     """
     o = output.detach().requires_grad_()
     S = o.shape[dim]
@@ -43,17 +44,24 @@ def check_loss(loss_fn: Loss, output: Tensor, y: Tensor, dim: int, mean: bool) -
     (together,) = torch.autograd.grad(loss, o)
     _check_finite(loss, "loss of the minibatch")
     _check_finite(together, "gradient of the loss with respect to the output")
-    alone = (loss_fn(o.narrow(dim, i, 1), y.narrow(dim, i, 1)) for i in some)
-    (apart,) = torch.autograd.grad(sum(alone), o)
+    try:
+        losses = [loss_fn(o.narrow(dim, i, 1), y.narrow(dim, i, 1)) for i in some]
+    except Exception as error:
+        raise ValueError(
+            f"loss_fn takes a minibatch, but not one of a single sample, S = 1: {error}. A "
+            "squeeze() without an axis takes the axis of the samples away there: name the axis, "
+            "squeeze(-1)"
+        ) from error
+    if S == 1:
+        return bool(together.any())
+    (apart,) = torch.autograd.grad(torch.stack(losses).sum(), o)
     places = torch.tensor(some, device=o.device)
     together, apart = together.index_select(dim, places), apart.index_select(dim, places)
-    error = (S * together if mean else together) - apart
-    if not error.norm() <= rounding(o.dtype) * apart.norm():
-        reduction = "mean" if mean else "sum"
+    other = (together if mean else S * together) - apart
+    if apart.any() and other.norm() <= rounding(o.dtype) * apart.norm():
+        given, found = ("mean", "sum") if mean else ("sum", "mean")
         raise ValueError(
-            f"loss_fn is not the {reduction} over samples of a loss of single samples: give the "
-            "other reduction=, or a loss in which all samples weigh the same (not a mean with "
-            "class weights or ignore_index, which depends on what the minibatch holds)"
+            f"loss_fn is not the {given} over samples but their {found}: give the other reduction="
         )
     return bool(apart.any())
 

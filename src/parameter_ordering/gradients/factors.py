@@ -7,7 +7,7 @@ Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs
 gradients d are those of the loss of the minibatch, times ``scale`` those of a sample's own loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -23,6 +23,14 @@ class Rows:
     def rows(self) -> Tensor:
         """All g_i: (*E, S, *shape)."""
         return self.scale * self.g
+
+    def __len__(self) -> int:
+        """S."""
+        return self.g.shape[self.dim]
+
+    def part(self, start: int, length: int) -> "Rows":
+        """Those of ``length`` samples from ``start`` on, in memory of their own if they are few."""
+        return Rows(_few(self.g, self.dim, start, length), self.dim, self.scale)
 
     def first(self) -> Tensor:
         """g_1: (*E, *shape)."""
@@ -42,6 +50,10 @@ class Rows:
         r = torch.sub(g_S.unsqueeze(self.dim), self.g, alpha=self.scale)
         C.add_(r.square_().sum(self.dim), alpha=alpha / r.shape[self.dim])
 
+    def add_squares_(self, C: Tensor, alpha: float) -> None:
+        """C <- C + alpha mean_i g_i^2, in place."""
+        C.add_(self.g.square().sum(self.dim), alpha=alpha * self.scale**2 / len(self))
+
 
 class Factors(Rows):
     """Factors of the g_i: these are squared and added up first, then g_S^2 is subtracted."""
@@ -53,19 +65,54 @@ class Factors(Rows):
         C.addcmul_(r, r, value=alpha)
 
     def add_all_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
-        self._add_squares_(C, alpha)
+        self.add_squares_(C, alpha)
         C.addcmul_(g_S, g_S, value=-alpha)
 
-    def _add_squares_(self, C: Tensor, alpha: float) -> None:
-        """C <- C + alpha mean_i g_i^2, in place."""
-        raise NotImplementedError
+
+class Sum(Factors):
+    """g_i = scale times the sum of the g_i of several: a parameter that is used several times."""
+
+    def __init__(self, terms: Sequence[Rows], scale: float = 1):
+        self.terms, self.scale, self.dim = terms, scale, terms[0].dim
+
+    def __len__(self) -> int:
+        return len(self.terms[0])
+
+    def part(self, start: int, length: int) -> "Sum":
+        return Sum([term.part(start, length) for term in self.terms], self.scale)
+
+    def rows(self) -> Tensor:
+        first, *others = (term.rows() for term in self.terms)
+        return self.scale * sum(others, first)
+
+    def first(self) -> Tensor:
+        first, *others = (term.first() for term in self.terms)
+        return self.scale * sum(others, first)
+
+    def total(self) -> Tensor:
+        first, *others = (term.total() for term in self.terms)
+        return self.scale * sum(others, first)
+
+    def add_squares_(self, C: Tensor, alpha: float) -> None:
+        S = len(self)
+        step = max(1, _block(C) // C.numel())
+        for start in range(0, S, step):
+            g = self.part(start, min(step, S - start)).rows()
+            C.add_(g.square_().sum(self.dim), alpha=alpha / S)
 
 
 class Outer(Factors):
     """g_i = scale d_i a_i^T: d (*E, S, m), a (*E, S, n)."""
 
     def __init__(self, d: Tensor, a: Tensor, scale: float):
-        self.d, self.a, self.scale = d, a, scale
+        self.d, self.a, self.scale, self.dim = d, a, scale, d.dim() - 2
+
+    def __len__(self) -> int:
+        return self.d.shape[-2]
+
+    def part(self, start: int, length: int) -> "Outer":
+        d, a = (_few(t, -2, start, length) for t in (self.d, self.a))
+        return Outer(d, a, self.scale)
 
     def rows(self) -> Tensor:
         return self.scale * self.d.unsqueeze(-1) * self.a.unsqueeze(-2)
@@ -90,7 +137,7 @@ class Outer(Factors):
         """d_1 as a column, a_1 as a row."""
         return self.d.select(-2, 0).unsqueeze(-1), self.a.select(-2, 0).unsqueeze(-2)
 
-    def _add_squares_(self, C: Tensor, alpha: float) -> None:
+    def add_squares_(self, C: Tensor, alpha: float) -> None:
         # The mean over i of (d_i a_i^T)^2 is a product of squares, and BLAS adds it to C.
         d, a = self.d.square(), self.a.square()
         alpha *= self.scale**2 / d.shape[-2]
@@ -110,10 +157,17 @@ class OuterSum(Factors):
         x: Tensor,
         scale: float,
         shape: tuple[int, ...],
-        unfold: Callable | None = None,
+        unfold: Callable[[Tensor], Tensor] | None = None,
     ):
         self.d, self.x, self.scale, self.shape = d, x, scale, shape
         self.unfold = unfold or (lambda x: x)
+
+    def __len__(self) -> int:
+        return len(self.d)
+
+    def part(self, start: int, length: int) -> "OuterSum":
+        d, x = (_few(t, 0, start, length) for t in (self.d, self.x))
+        return OuterSum(d, x, self.scale, self.shape, self.unfold)
 
     def _chunk(self, d: Tensor, x: Tensor) -> Tensor:
         return (d @ self.unfold(x).mT).view(-1, *self.shape)
@@ -131,9 +185,10 @@ class OuterSum(Factors):
         return self.scale * self._chunk(self.d[:1], self.x[:1])[0]
 
     def total(self) -> Tensor:
-        return self.scale * sum(g.sum(0) for g in self._chunks())
+        first, *others = (g.sum(0) for g in self._chunks())
+        return self.scale * sum(others, first)
 
-    def _add_squares_(self, C: Tensor, alpha: float) -> None:
+    def add_squares_(self, C: Tensor, alpha: float) -> None:
         for g in self._chunks():
             C.add_(g.square_().sum(0), alpha=alpha * self.scale**2 / len(self.d))
 
@@ -143,6 +198,13 @@ class Lookup(Factors):
 
     def __init__(self, index: Tensor, d: Tensor, scale: float, shape: torch.Size):
         self.index, self.d, self.scale, self.shape = index, d, scale, shape
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def part(self, start: int, length: int) -> "Lookup":
+        index, d = (_few(t, 0, start, length) for t in (self.index, self.d))
+        return Lookup(index, d, self.scale, self.shape)
 
     def _scatter(self, index: Tensor, d: Tensor, length: int) -> Tensor:
         out = d.new_zeros(length, d.shape[-1])
@@ -163,10 +225,16 @@ class Lookup(Factors):
     def total(self) -> Tensor:
         return self._scatter(self.index, self.d, self.shape[0])
 
-    def _add_squares_(self, C: Tensor, alpha: float) -> None:
+    def add_squares_(self, C: Tensor, alpha: float) -> None:
         keys, position = torch.unique(self._keys(), return_inverse=True)
         g = self._scatter(position, self.d, len(keys))
         C.index_add_(0, keys % self.shape[0], g.square_(), alpha=alpha / len(self.index))
+
+
+def _few(t: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """A part of the samples; a copy if small, so that it does not hold the memory of the whole."""
+    part = t.narrow(dim, start, length)
+    return part.clone() if 8 * length < t.shape[dim] else part
 
 
 def _block(like: Tensor) -> int:

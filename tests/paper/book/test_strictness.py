@@ -57,11 +57,11 @@ REFUSED = {
     ),
     "parameter that stands twice": (
         write(PARAMETERS, "smoke:\n  chapters/one: {n: 2, n: 3}\n"),
-        "the key 'n' stands twice",
+        'found duplicate key "n"',
     ),
     "profile that stands twice": (
         write(PARAMETERS, "smoke: {}\nsmoke: {}\n"),
-        "the key 'smoke' stands twice",
+        'found duplicate key "smoke"',
     ),
     "parameters that are no mapping": (
         write(PARAMETERS, "smoke: [chapters/one]\n"),
@@ -70,11 +70,11 @@ REFUSED = {
     "malformed parameters": (write(PARAMETERS, "smoke: {"), "parameters.yml"),
     "key of the contents that stands twice": (
         lambda book: book.edit("_toc.yml", "root: summary", "root: summary\nroot: chapters/one"),
-        "the key 'root' stands twice",
+        'found duplicate key "root"',
     ),
     "key of the configuration that stands twice": (
         lambda book: book.edit("_config.yml", "title:", "title: Another\ntitle:"),
-        "the key 'title' stands twice",
+        'found duplicate key "title"',
     ),
     "malformed contents": (write("_toc.yml", "format: jb-book\n"), "_toc.yml"),
     "page that is not there": (

@@ -62,15 +62,25 @@ def test_wins_are_counted_over_the_data_sets_that_decide():
 
 
 def test_the_overview_has_a_column_a_data_set_and_the_winner_as_a_star():
-    figure = overview_figure(COMPARED, {"decides": "A"})
-    assert [axis.get_title() for axis in figure.axes] == ["A", "other", "flat"]
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[0] == "optimal brain damage"
-    marks = [[line.get_marker() for line in axis.lines] for axis in figure.axes]
-    assert [each.count("*") for each in marks] == [1, 1, 0]
-    assert marks[0].count("o") == 4
-    full = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert sum(line.get_markerfacecolor() != "w" for line in full) == 1
+    figure = overview_figure(COMPARED)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(COMPARED)
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names[0] == "optimal brain damage"
+    points = {"*": [], "o": []}
+    for line in axis.lines:
+        if line.get_marker() in points:
+            (x,), (y,) = line.get_data()
+            full = line.get_markerfacecolor() != "none"
+            points[line.get_marker()].append((int(x), names[int(y)], full))
+    assert sorted(column for column, *_ in points["*"]) == [0, 1]
+    assert all(full for *_, full in points["*"])
+    assert {name for column, name, full in points["*"] + points["o"] if full and column == 0} == {
+        "optimal brain damage",
+        "proposed",
+    }
+    assert {column for column, *_ in points["o"]} == {0, 1}
+    assert "other: optimal brain damage, 0.3" in figure.get_label()
     plt.close(figure)
 
 

@@ -53,6 +53,27 @@ def test_epochs_and_runs_differ():
     assert len(set(orders)) == 4
 
 
+@pytest.mark.parametrize("draw", protocol.DRAWS)
+@pytest.mark.parametrize("t", [0, 1, 5, 6, 14])
+def test_a_copy_goes_on_where_they_were(draw, t):
+    x, y = numbered(20)
+    minibatches = Minibatches(x, y, 3, range(2), draw)
+    for _ in range(t):
+        next(minibatches)
+    copy = minibatches.copy()
+    for _ in range(9):
+        for ours, theirs in zip(next(copy), next(minibatches), strict=True):
+            assert torch.equal(ours, theirs)
+    assert copy.t == minibatches.t == t + 9
+
+
+def test_objects_drawn_with_replacement_come_again_in_an_epoch():
+    x, y = numbered(100)
+    minibatches = Minibatches(x, y, 100, range(1), "replacement")
+    seen = len(next(minibatches)[1].unique())
+    assert 50 < seen < 75  # 1 - 1/e of them, four deviations
+
+
 def test_minibatches_of_a_run_do_not_depend_on_the_other_runs():
     x, y = numbered(10)
     one, many = Minibatches(x, y, 3, [5]), Minibatches(x, y, 3, [4, 5, 6])

@@ -163,8 +163,17 @@ def test_settings_reach_the_training():
 
 def test_until_the_freeze_no_order_is_to_blame():
     shard, t0 = Shard(tiny(), range(4)), tiny().t0
+    shard.minibatches.t = t0
     assert "order" not in shard._where(Diverged(1, 0, t0, torch.inf))
-    assert "order covariance, k = 0" in shard._where(Diverged(1, 0, t0 + 1, torch.inf))
+    assert "nothing frozen" in shard._where(Diverged(1, 0, t0 + 1, torch.inf))
+    assert "order covariance, k = 16" in shard._where(Diverged(1, 1, t0 + 1, torch.inf))
+
+
+def test_no_variant_is_trained_twice():
+    variants = Shard(tiny(grid=4, orders=("random", "covariance")), range(1))._variants()
+    assert variants == [
+        ("random", 0), ("random", 10), ("random", 21), ("covariance", 10), ("covariance", 21)
+    ]  # fmt: skip
 
 
 def _watched(seen):

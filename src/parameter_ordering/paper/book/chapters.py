@@ -75,7 +75,7 @@ class Chapter:
         """All that the chapter's outputs depend on, but for the results it will use."""
         cells = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
         imports = sources.Imports(self.path.parent)
-        named = set()
+        named: set[str] = set()
         for cell in cells:
             imports.follow_code(cell.source)
             named.update(sources.strings(sources.python(cell.source)))

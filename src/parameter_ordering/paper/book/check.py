@@ -60,9 +60,8 @@ def _page(settings: Settings, html: Path, name: str) -> Iterator[str]:
 
 
 def _local_links(page: BeautifulSoup) -> set[str]:
-    parts = [
-        urlsplit(tag.get("href") or tag.get("src", "")) for tag in page.select("[href], [src]")
-    ]
+    links = (tag.get("href") or tag.get("src") for tag in page.select("[href], [src]"))
+    parts = [urlsplit(str(link)) for link in links]
     return {unquote(each.path) for each in parts if each.path and not (each.scheme or each.netloc)}
 
 

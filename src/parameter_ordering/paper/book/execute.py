@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -106,8 +106,11 @@ class _Run:
             env=self._environment,
             start_new_session=True,  # Ctrl-C is for the build, which then stops its workers
         )
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         self.line = "starting"
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._listen, args=(process.stderr,), daemon=True).start()
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(self._job()) + "\n")
             process.stdin.flush()
@@ -123,9 +126,9 @@ class _Run:
         if self._process is not None:
             self._process.kill()
 
-    def _listen(self) -> None:
+    def _listen(self, heard: Iterable[str]) -> None:
         """Keep the last line of progress. A carriage return ends a line too."""
-        for line in self._process.stderr:
+        for line in heard:
             self.line = line.strip() or self.line
 
     def _job(self) -> dict:

@@ -21,8 +21,10 @@ from sphinx.util import logging
 from parameter_ordering.paper.book.chapters import Chapter
 from parameter_ordering.paper.book.check import banner, problems
 from parameter_ordering.paper.book.execute import execute, take_turn
+from parameter_ordering.paper.book.glance import AtAGlance
 from parameter_ordering.paper.book.pages import page
 from parameter_ordering.paper.book.settings import PAPER, BookError, Settings
+from parameter_ordering.paper.book.site import Site
 from parameter_ordering.paper.store.files import sha256, write_text
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-purge-doc", build.forget)
     app.connect("env-updated", build.renamed)
     app.connect("build-finished", build.end)
+    Site(app, build.settings)
+    AtAGlance.settings = build.settings
+    app.add_directive("at-a-glance", AtAGlance)
     return {
         "env_version": int(_own_sources()[:15], 16),  # pages made by other sources are read again
         "parallel_read_safe": False,
@@ -103,6 +108,8 @@ class _Build:
         """Remember which executed notebooks the page shows: its own and those it glues from."""
         docname = app.env.docname
         names = {docname, *(glue.refdoc for glue in doctree.findall(PendingGlueReference))}
+        if docname == app.config.root_doc:  # it sums up all
+            names.update(self.settings.notebooks)
         _stamps(app.env)[docname] = {name: self._stamp(name) for name in names}
 
     def forget(self, app: Sphinx, env: Any, docname: str) -> None:

@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from parameter_ordering.paper.book.chapters import Chapter
@@ -12,22 +12,39 @@ from parameter_ordering.paper.store.sources import python
 _MANY = 4
 
 
-def folded(chapter: Chapter, record: dict[str, Any], code: str) -> str:
+def folded(
+    chapter: Chapter,
+    record: dict[str, Any],
+    source: str,
+    code: str = "",
+    files: Sequence[tuple[str, str]] = (),
+) -> str:
     """MyST for the fold under a figure: how it was drawn, and the results it shows.
 
     Args:
         chapter: whose figure it is.
         record: of the chapter's execution.
-        code: the cell that draws it.
+        source: the cell that draws it.
+        code: what of the cell goes into the fold, if it does not stand open.
+        files: the drawing and its numbers, kind and path of each.
     """
-    results = _shown(chapter, record["uses"], code)
-    lines = [*_drawing(chapter, record)]
+    results = _shown(chapter, record["uses"], source)
+    lines = [code_block(code), ""] if code else []
+    if files:
+        links = (f"{{download}}`{kind} </{path}>`" for kind, path in files)
+        lines += [f"- The figure and the numbers in it: {', '.join(links)}."]
+    lines += [*_drawing(chapter, record)]
     if not results:  # a result tells its own data
         lines += _files(chapter, record["inputs"]["data"])
     tell = _result if len(results) <= _MANY else _brief
     for name in results:
         lines += tell(chapter, name)
-    return "\n".join(["````{dropdown} How this figure was made", *lines, "````"])
+    return "\n".join(["`````{dropdown} How this figure was made", *lines, "`````"])
+
+
+def code_block(code: str) -> str:
+    """Python that is shown and not run, as MyST."""
+    return f"````{{code-block}} python\n{code}\n````"
 
 
 def _shown(chapter: Chapter, uses: list[str], code: str) -> list[str]:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from sphinx.errors import SphinxError
 from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
@@ -136,11 +137,12 @@ def check_jupyter_book() -> None:
 
 def _profiles(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     profiles = (_load(path) or {}) if path.is_file() else {}
-    chapters = profiles.values() if isinstance(profiles, dict) else [None]
-    for each in chapters:
-        if not isinstance(each, dict) or not all(isinstance(p, dict) for p in each.values()):
-            raise BookError(f"{path} must map each profile to chapters, and these to parameters")
-    return profiles
+    try:
+        return TypeAdapter(dict[str, dict[str, dict[str, Any]]]).validate_python(profiles)
+    except ValidationError as error:
+        raise BookError(
+            f"{path} must map each profile to chapters, and these to parameters: {error}"
+        ) from error
 
 
 def _check_kernel(path: Path) -> None:
@@ -168,11 +170,14 @@ def _check_parameters(path: Path, profile: str, parameters: Mapping[str, Any]) -
                 f"it has: {', '.join(known)}"
             )
         default = _literal(known[name]["default"])
-        if default is not None and not _same_type(value, default):
+        try:
+            if default is not None:
+                TypeAdapter(type(default)).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
             raise BookError(
                 f"parameters.yml, {profile}: {path.name} takes {name} as a "
                 f"{type(default).__name__}, like {default!r}, and is given {value!r}"
-            )
+            ) from error
 
 
 def _literal(text: str) -> Any:
@@ -180,9 +185,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):  # an expression: no type to hold the value against
         return None
-
-
-def _same_type(value: Any, default: Any) -> bool:
-    kinds = {float: (int, float), tuple: (list, tuple), list: (list, tuple)}
-    kind = kinds.get(type(default), (type(default),))
-    return type(value) in kind

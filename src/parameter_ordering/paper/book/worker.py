@@ -45,6 +45,7 @@ def main() -> None:
     os.dup2(2, 1)  # what the kernel prints behind Python's back is no answer
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_build, daemon=True).start()
+    outcome: dict[str, float | str]
     try:
         outcome = {"seconds": _run(job)}
     except PapermillExecutionError as error:

@@ -1,49 +1,67 @@
 """``parameter-ordering run``: one experiment without a notebook."""
 
-import argparse
-import inspect
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+import xarray as xr
+from cyclopts import App, Parameter
+
+from parameter_ordering.paper import experiments
+from parameter_ordering.paper.experiments.experiment import Experiment
 from parameter_ordering.paper.store.files import replacing
+from parameter_ordering.paper.store.results import Store, results
 
-HELP = """\
-Run an experiment without a notebook. Results (NetCDF) and figures (PNG) are written to --out, under
-names that end in a key of all settings; what is there already is not computed again, nor are shards
-of runs that an interrupted call had finished.
+app = App(
+    name="run",
+    help_epilogue="""\
+Results (NetCDF) and figures (PNG) are written to --out, under names that end in a key of all
+settings; what is there already is not computed again, nor are shards of runs that an interrupted
+call had finished. The settings, with the book's values, are listed by --help after a name. ::
 
-  parameter-ordering run boston_housing --runs 100 --t0 500 --out results
-  parameter-ordering run boston_housing --runs 100 --backend dask --scheduler tcp://HOST:8786
-  parameter-ordering run boston_housing --help     lists the settings, with the book's values
-"""
+    parameter-ordering run boston_housing --runs 100 --t0 500 --out results
+    parameter-ordering run boston_housing --runs 100 --backend dask --scheduler tcp://HOST:8786
+""",
+    help_format="rst",
+    default_parameter=Parameter(
+        name_transform=lambda name: name.replace("_", "-"),  # by default S is --s
+        consume_multiple=True,
+        negative_iterable=(),
+    ),
+)
 
 
-def run(name: str, arguments: Sequence[str]) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """Where results go, and where they are computed, which changes none.
+
+    Attributes:
+        out: folder to write to.
+        jobs: shards of runs trained side by side, -1 for as many as there are cores.
+        backend: processes of this machine, or a cluster.
+        scheduler: address of the Dask scheduler, as tcp://HOST:8786.
+    """
+
+    out: Path = Path("results")
+    jobs: int = -1
+    backend: Literal["loky", "dask"] = "loky"
+    scheduler: str | None = None
+
+
+_HERE = How()
+
+
+def _run(experiment: Experiment, how: How) -> int:
     """Run the experiment, write what it gives, print the files' names; gives the exit status."""
-    from parameter_ordering.paper.experiments import table_1  # slow to import
-    from parameter_ordering.paper.store.results import Store, results
-
-    classes = (each for each in vars(table_1).values() if isinstance(each, type))
-    known = {each.name: each for each in classes if each.__module__ == table_1.__name__}
-    if name not in known:
-        print(f"there is no experiment {name!r}; there are: {', '.join(known)}", file=sys.stderr)
-        return 2
-    parser = _parser(known[name])
-    options = vars(parser.parse_args(arguments))
+    options = asdict(how)
     store = Store(options.pop("out"))
-    how = {each: options.pop(each) for each in ("jobs", "backend", "scheduler")}
     try:
-        experiment = known[name](**options)
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    try:
-        data = results(experiment, store=store, **how)
+        data = results(experiment, store=store, **options)
     except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"parameter-ordering run {experiment.name}: {error}", file=sys.stderr)
         return 1
     path = Path(data.encoding["source"])
     for file in (path, *_draw(data, path)):
@@ -51,7 +69,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _draw(data: Any, path: Path) -> Iterator[Path]:
+def _draw(data: xr.Dataset, path: Path) -> Iterator[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,51 +87,18 @@ def _draw(data: Any, path: Path) -> Iterator[Path]:
         yield file
 
 
-def _parser(experiment: type) -> argparse.ArgumentParser:
-    """An option for each setting, with its description from the class."""
-    from parameter_ordering.paper.experiments.parallel import BACKENDS
+def _command(experiment: type[Experiment]) -> Callable[..., int]:
+    """A verb whose options are the settings of the experiment, described by its docstrings."""
 
-    parser = argparse.ArgumentParser(
-        prog=f"parameter-ordering run {experiment.name}",
-        usage="%(prog)s [--out FOLDER] [--jobs N] [--backend dask --scheduler ADDRESS] "
-        "[--SETTING VALUE ...]",
-        description=experiment.__doc__.partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", default=Path("results"), help="where to write"
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", default=-1, help="shards of runs trained side by side"
-    )
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="loky",
-        help="processes of this machine, or a cluster",
-    )
-    parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of the Dask scheduler, as tcp://HOST:8786"
-    )
-    settings = parser.add_argument_group("settings")
-    texts = _descriptions(experiment)
-    for field in fields(experiment):
-        kind = {
-            bool: {"action": argparse.BooleanOptionalAction},
-            tuple: {"nargs": "+"},
-        }.get(type(field.default), {"type": type(field.default)})
-        name = f"--{field.name.replace('_', '-')}"
-        text = texts.get(field.name, field.name).replace("%", "%%")
-        settings.add_argument(name, dest=field.name, default=field.default, help=text, **kind)
-    return parser
+    book = experiment()
+
+    def command(*, settings: Experiment = book, how: How = _HERE) -> int:
+        return _run(settings, how)
+
+    command.__annotations__["settings"] = Annotated[experiment, Parameter(name="*")]
+    command.__doc__ = (experiment.__doc__ or "").partition("\n")[0]
+    return command
 
 
-def _descriptions(experiment: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each attribute."""
-    texts = {}
-    for each in reversed(experiment.__mro__):
-        _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
-        for name, text in re.findall(r"^    (\w+): ((?:.|\n {8})*)", section, re.MULTILINE):
-            texts[name] = re.sub(r":\w+:|`", "", " ".join(text.split()))
-    return texts
+for _name in experiments.__all__:
+    app.command(_command(getattr(experiments, _name)), name=_name)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
-import yaml
 
 from parameter_ordering.paper.evidence.claims import OPTIONAL, Claim, Claims, Region
 from parameter_ordering.paper.evidence.metrics import METRICS
 from parameter_ordering.paper.evidence.verdict import evidence, holm, smallest_effect, verdict
-from parameter_ordering.paper.store.strict_yaml import load_yaml
+from parameter_ordering.paper.store.strict_yaml import load_yaml, write_yaml
 
 Results = Mapping[tuple[str, str], xr.Dataset]
 
@@ -101,7 +100,7 @@ def commit(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         entry = {"verdict": row.verdict, "estimate": float(f"{row.estimate:.4g}"), "unit": row.unit}
         verdicts.setdefault(row.id, {})[row.case] = entry
-    path.write_text(yaml.safe_dump(verdicts, sort_keys=False, width=100), encoding="utf-8")
+    write_yaml(path, verdicts)
 
 
 def drift(ledger: Claims, rows: Sequence[Row], path: Path) -> list[str]:

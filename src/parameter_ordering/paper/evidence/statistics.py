@@ -23,9 +23,14 @@ class Inference(Protocol):
         df: degrees of freedom.
     """
 
-    value: float
-    standard_error: float
-    df: int
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def standard_error(self) -> float: ...
+
+    @property
+    def df(self) -> int: ...
 
     def t(self, threshold: float) -> float:
         """Student's statistic of the value against a threshold, positive above it."""
@@ -135,10 +140,10 @@ def jackknife(
     >>> jackknife(np.median, [1.0, 2.0, 4.0]).standard_error
     0.88...
     """
-    samples = _runs(*samples)
-    whole = float(statistic(*samples))
-    runs = range(len(samples[0]))
-    parts = [statistic(*(np.delete(each, i, 0) for each in samples)) for i in runs]
+    arrays = _runs(*samples)
+    whole = float(statistic(*arrays))
+    runs = range(len(arrays[0]))
+    parts = [statistic(*(np.delete(each, i, 0) for each in arrays)) for i in runs]
     return from_parts(whole, parts, logarithmic)
 
 

@@ -17,7 +17,7 @@ from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.evidence.metrics import METRICS
 from parameter_ordering.paper.evidence.stability import rank_correlations, share_near_one, stability
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 
 NO_RATIO = "–"
 _LATE = {"rule": "late"}
@@ -138,7 +138,7 @@ def _interval(low: float, high: float) -> str:
 
 def verdicts(ledger: Claims, rows: Sequence[Row]) -> Styler:
     """One row a claim, one column for each level and t0; cells count verdicts where they differ."""
-    found = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         level, _, t0, *_ = row.case.split("/")
         found.setdefault((row.id, f"{level}, {_LATE.get(t0, t0)}"), []).append(row.verdict)
@@ -209,7 +209,7 @@ def _count(found: Sequence[str]) -> str:
 
 def _quantity(claim: Claim) -> str:
     """The first sentence on its metric, with the orders and the settings that the claim names."""
-    what = inspect.getdoc(METRICS[claim.metric].measure).partition("\n")[0].rstrip(".")
+    what = (inspect.getdoc(METRICS[claim.metric].measure) or "").partition("\n")[0].rstrip(".")
     orders = [NAMES.get(order, order) for order in (claim.order, claim.versus) if order]
     details = [" against ".join(orders)] if orders else []
     details += [f"tolerance {claim.tolerance:.0%}"] if claim.tolerance else []

@@ -12,61 +12,24 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 
 from parameter_ordering.order import mean_frozen
 from parameter_ordering.paper.evidence.growth import growth_ratios
+from parameter_ordering.paper.exhibits.style import (
+    COLOURS,
+    INK,
+    LOOKS,
+    NAMES,
+    PALE,
+    describe,
+    line,
+    number,
+    style,
+)
 
-_PALETTE = [
-    *sns.color_palette("colorblind"),
-    *sns.color_palette("dark"),
-    *sns.color_palette("husl", 8),
-]
-_LOOK = {
-    "covariance": ("proposed", 0),
-    "random": ("random", 3),
-    "random_shared": ("random, the same in all runs", 1),
-    "random_within_tensors": ("random within each tensor", 2),
-    "covariance_descending": ("printed reading, largest first", 7),
-    "zero_variance": ("zero variance first, then random", 4),
-    "all_samples": ("variance from all samples", 9),
-    "second_moment": ("second moment", 16),
-    "adam_v": ("Adam's second moment", 14),
-    "mean_gradient": ("mean gradient", 12),
-    "signal_to_noise": ("signal to noise", 5),
-    "magnitude": ("magnitude", 15),
-    "movement": ("distance from the start", 18),
-    "taylor": ("first-order Taylor", 13),
-    "obd": ("optimal brain damage", 19),
-    "fresh_gradient": ("fresh gradient", 6),
-    "fresh_within_tensors": ("random within tensors, as many as fresh gradient", 8),
-    "oracle": ("oracle", 17),
-    "recommended": ("recommended", 20),
-    "recommended_within_tensors": ("random within tensors, as many as recommended", 21),
-    "lasso": ("lasso", 22),
-    "elastic_net": ("elastic net", 23),
-    "dropout": ("dropout", 24),
-    "variational_dropout": ("variational dropout", 25),
-    "variational_relevance": ("variational relevance", 26),
-    "belsley": ("Belsley", 27),
-}
-NAMES = {order: name for order, (name, _) in _LOOK.items()}
-COLOURS = {order: _PALETTE[colour] for order, (_, colour) in _LOOK.items()}
+__all__ = ["ALPHA_MAP", "COLOURS", "NAMES", "style"]  # what chapters draw with
+
 ALPHA_MAP = "cividis"
-_COMPARED = ("covariance", "random")  # by the paper; the other orders are controls
+_TENSORS = ("#0072b2", "#d55e00", "#009e73", "#8b3f96", "#c48a00", "#1c6e7d")
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1)), (0, (3, 1)))
 _PART = 40  # parameters, at equal steps, in the lower panels of alpha-hat
-
-
-def style() -> None:
-    """The common look of all figures."""
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
-    plt.rcParams.update(
-        {
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": "medium",
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 110,
-            "legend.frameon": False,
-        }
-    )
 
 
 def loss_figure(
@@ -78,7 +41,7 @@ def loss_figure(
 ) -> Figure:
     """Figures 1, 3, 5 and 7: loss against the share of frozen parameters, train and test.
 
-    A thick line is the mean over runs, dashed for controls; each run stands faintly behind it.
+    A thick line is the mean over runs; each run stands faintly behind it.
 
     Args:
         data: of :meth:`Experiment.run`.
@@ -93,15 +56,14 @@ def loss_figure(
             loss = data.loss.sel(split=split, order=order)
             faint = min(0.3, 5 / data.sizes["run"])
             axis.plot(share, loss.transpose("k", "run"), color=COLOURS[order], lw=0.7, alpha=faint)
-            look = {"color": COLOURS[order], "ls": "-" if order in _COMPARED else "--", "lw": 2.2}
-            axis.plot(share, loss.mean("run"), label=NAMES[order], **look)
+            axis.plot(share, loss.mean("run"), **line(order, lw=2.2))
     axes["train"].set_ylabel(label)
     if log:
         _log_axis(axes["train"])
     elif data.loss.min() < data.loss.max() / 2:
         axes["train"].set_ylim(bottom=0)
-    figure.legend(*axes["train"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    _legend(figure, axes["train"])
+    return describe(figure, _losses(data, orders, label))
 
 
 def ratio_figure(
@@ -116,20 +78,24 @@ def ratio_figure(
         versus: which of its orders to compare with.
     """
     figure, axes = _train_and_test()
+    found: list[str] = []
     for split, axis in axes.items():
-        axis.axhline(1, color="0.5", ls=":", lw=1)
+        axis.axhline(1, color=PALE, ls=":", lw=1)
         for order in versus:
             ratios = growth_ratios(data, "covariance", order, split)
             share = [k / data.sizes["parameter"] for k in ratios]
             value = [ratio.value if ratio else np.nan for ratio in ratios.values()]
             intervals = [ratio.interval() if ratio else [np.nan] * 2 for ratio in ratios.values()]
-            look = {"color": COLOURS[order]}
-            axis.plot(share, value, "o-", ms=3, label=f"to {NAMES[order]}", **look)
-            axis.fill_between(share, *np.transpose(intervals), alpha=0.2, lw=0, **look)
+            look = line(order, label=f"to {NAMES[order]}", marker=LOOKS[order].mark)
+            axis.plot(share, value, ms=4, **look)
+            band = {"color": COLOURS[order], "alpha": 0.2, "lw": 0}
+            axis.fill_between(share, *np.transpose(intervals), **band)
+            half = value[len(value) // 2]
+            found.append(f"{split}, to {NAMES[order]}: {number(half, 0.05)}")
     axes["train"].set_ylabel("growth in the proposed order,\nas a ratio")
     axes["train"].set_ylim(bottom=min(0, axes["train"].get_ylim()[0]))
-    figure.legend(*axes["train"].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    _legend(figure, axes["train"])
+    return describe(figure, f"Growth as a ratio in the middle of the axis: {'; '.join(found)}.")
 
 
 def alpha_figure(data: xr.Dataset) -> Figure:
@@ -144,7 +110,12 @@ def alpha_figure(data: xr.Dataset) -> Figure:
     p = data.sizes["parameter"]
     k = np.unique(np.linspace(0, p, 201).round().astype(int))
     figure, axes = plt.subplots(
-        4, 2, figsize=(9, 7), sharex=True, height_ratios=[0.25, 4, 0.25, 4], layout="constrained"
+        4,
+        2,
+        figsize=(7.4, 6.4),
+        sharex=True,
+        height_ratios=[0.25, 4, 0.25, 4],
+        layout="constrained",
     )
     for column, order in enumerate(("covariance", "random")):
         ranks = data.ranks.sel(order=order)
@@ -170,7 +141,13 @@ def alpha_figure(data: xr.Dataset) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
     bar.set_label(r"$\hat\alpha(k)$, share of runs that freeze the parameter")
     figure.get_layout_engine().set(h_pad=0.08)
-    return figure
+    middle = data.sizes["parameter"] // 2
+    shares = [
+        f"{NAMES[order]}: {number(float(_settled(data.ranks.sel(order=order).values, middle)))}"
+        for order in ("covariance", "random")
+    ]
+    text = "With half of the parameters frozen, the share that nine in ten runs agree on"
+    return describe(figure, f"{text}, {'; '.join(shares)}.")
 
 
 def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss") -> Figure:
@@ -182,21 +159,24 @@ def curve_figure(curve: xr.Dataset, early: int, late: int, *, label: str = "loss
         late: t0 that the rule gives.
         label: what the loss is.
     """
-    figure, axis = plt.subplots(figsize=(7, 3.2))
+    figure, axis = plt.subplots(figsize=(7.4, 3.2))
     for split, dashes in (("train", "-"), ("test", "--")):
         loss = curve.loss.sel(split=split)
-        axis.plot(curve.iteration, loss.mean("run"), dashes, color="0.2", label=split)
+        axis.plot(curve.iteration, loss.mean("run"), dashes, color=INK, label=split)
         low, high = loss.min("run"), loss.max("run")
-        axis.fill_between(curve.iteration, low, high, color="0.6", alpha=0.3, lw=0)
-    for t0, name, colour in (
-        (early, "early $t_0$", _PALETTE[0]),
-        (late, "late $t_0$", _PALETTE[3]),
+        axis.fill_between(curve.iteration, low, high, color=PALE, alpha=0.3, lw=0)
+    for t0, name, colour, dashes in (
+        (early, "early $t_0$", _TENSORS[0], "-"),
+        (late, "late $t_0$", _TENSORS[1], "--"),
     ):
-        axis.axvline(t0, color=colour, lw=1.5, label=f"{name} = {t0:,}")
+        axis.axvline(t0, color=colour, ls=dashes, lw=1.5, label=f"{name} = {t0:,}")
     axis.set(xlabel="iteration", ylabel=label, xlim=(0, int(curve.iteration[-1])))
     _log_axis(axis)
     axis.legend()
-    return figure
+    test = curve.loss.sel(split="test").mean("run")
+    first, last = (number(float(test[each])) for each in (0, -1))
+    found = f"The test loss falls from {first} to {last} in {int(curve.iteration[-1]):,} iterations"
+    return describe(figure, f"{found}; the early t0 is {early:,}, the late one {late:,}.")
 
 
 def share_figure(data: xr.Dataset, names: Mapping[str, str]) -> Figure:
@@ -208,20 +188,23 @@ def share_figure(data: xr.Dataset, names: Mapping[str, str]) -> Figure:
     """
     p = data.sizes["parameter"]
     k = np.linspace(0, p, 101).round().astype(int)
-    figure, axis = plt.subplots(figsize=(6, 3.8))
-    for colour, tensor in zip(_PALETTE, dict.fromkeys(data.tensor.values.tolist()), strict=False):
+    figure, axis = plt.subplots(figsize=(7.4, 3.6))
+    tensors = dict.fromkeys(data.tensor.values.tolist())
+    halves = []
+    for colour, dash, tensor in zip(_TENSORS, _DASHES, tensors, strict=False):
         ranks = data.ranks.sel(order="covariance").values[:, data.tensor.values == tensor]
         share = (ranks[None] <= k[:, None, None]).mean(-1)
         axis.plot(k / p, share, color=colour, lw=0.6, alpha=0.25)
         label = f"{names[tensor]} ({ranks.shape[1]:,})"
-        axis.plot(k / p, share.mean(-1), color=colour, lw=2.2, label=label)
-    axis.plot([0, 1], [0, 1], ":", color="0.5", label="any random order")
+        axis.plot(k / p, share.mean(-1), color=colour, ls=dash, lw=2.2, label=label)
+        halves.append(f"{names[tensor].replace('$', '')} {share[50].mean():.0%}")
+    axis.plot([0, 1], [0, 1], ":", color=PALE, label="any random order")
     axis.set(xlabel="frozen parameters, k / p", ylabel="frozen share of the tensor")
     axis.set(xlim=(0, 1), ylim=(0, 1))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    return describe(figure, f"With half of all frozen, of each tensor: {', '.join(halves)}.")
 
 
 def first_layer_figure(data: xr.Dataset) -> Figure:
@@ -232,7 +215,7 @@ def first_layer_figure(data: xr.Dataset) -> Figure:
     """
     ranks = data.ranks.sel(order="covariance").values[0, data.tensor.values == "0.weight"]
     images = ranks.reshape(-1, 28, 28) / data.sizes["parameter"]
-    figure, axes = plt.subplots(2, 5, figsize=(9, 4))
+    figure, axes = plt.subplots(2, 5, figsize=(7.4, 3.3))
     for unit, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         shown = axis.imshow(image, cmap="magma", vmin=0, vmax=1)
         axis.set_title(f"unit {unit + 1}", fontsize="small", loc="center")
@@ -240,7 +223,9 @@ def first_layer_figure(data: xr.Dataset) -> Figure:
         sns.despine(ax=axis, left=True, bottom=True)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8)
     bar.set_label("rank / p: dark is frozen first")
-    return figure
+    rim, centre = (float(images[(..., *at)].mean()) for at in ((0, slice(None)), (14, 14)))
+    found = f"Mean rank / p of the upper rim {number(rim)}, of the centre {number(centre)}"
+    return describe(figure, f"{found}.")
 
 
 def weight_figure(data: xr.Dataset) -> Figure:
@@ -251,26 +236,56 @@ def weight_figure(data: xr.Dataset) -> Figure:
     """
     ranks = data.ranks.sel(order="covariance") / data.sizes["parameter"]
     look = {"fmt": "o", "ms": 3, "lw": 0.5, "alpha": 0.7, "color": COLOURS["covariance"]}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.4), sharey=True)
     x = (np.abs(data.w_true), np.abs(data.w).mean("run"))
     labels = ("true weight, $|w_j|$", "trained weight at $t_0$, mean $|w_j|$")
     for axis, values, label, letter in zip(axes, x, labels, "ab", strict=True):
         axis.errorbar(values, ranks.mean("run"), ranks.std("run"), **look)
-        axis.axhline(0.5, color="0.5", ls=":", lw=1)
+        axis.axhline(0.5, color=PALE, ls=":", lw=1)
         axis.set(title=f"({letter})", xlabel=label, ylim=(0, 1))
     axes[0].set_ylabel("rank / p, mean and spread over runs")
-    return figure
+    found = [number(float(np.corrcoef(values, ranks.mean("run"))[0, 1]), 0.05) for values in x]
+    text = (
+        "Correlation of the mean rank with the size of the true weight {}, of the trained one {}."
+    )
+    return describe(figure, text.format(*found))
 
 
 def _train_and_test() -> tuple[Figure, dict[str, Axes]]:
     """Two panels that share the axis of the loss, each with the share of frozen parameters."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(7.4, 3.8), sharey=True)
     axes = dict(zip(("train", "test"), panels, strict=True))
     for (split, axis), letter in zip(axes.items(), "ab", strict=True):
         axis.set(title=f"({letter}) {split}", xlabel="frozen parameters, k / p", xlim=(0, 1))
         axis.xaxis.set_major_formatter(PercentFormatter(1))
     figure.get_layout_engine().set(w_pad=0.15)
     return figure, axes
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """The names of the lines, below the panels."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) < 24 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
+
+
+def _losses(data: xr.Dataset, orders: Sequence[str], label: str) -> str:
+    """The mean test loss at both ends and in the middle, in words."""
+    mean = data.loss.sel(split="test").mean("run")
+    first, last = (number(float(mean.sel(order=orders[0])[each])) for each in (0, -1))
+    half = mean.isel(k=mean.sizes["k"] // 2)
+    values = [f"{NAMES[order]} {number(float(half.sel(order=order)))}" for order in orders]
+    share = float(half.k) / data.sizes["parameter"]
+    return (
+        f"Test {label}: {first} with nothing frozen, {last} with everything; "
+        f"with {share:.0%} frozen: {', '.join(values)}."
+    )
+
+
+def _settled(ranks: np.ndarray, k: int) -> float:
+    """Share of the parameters that nine runs in ten freeze, or that nine in ten leave."""
+    frozen = (ranks <= k).mean(0)
+    return float(((frozen >= 0.9) | (frozen <= 0.1)).mean())
 
 
 def _log_axis(axis: Axes) -> None:

@@ -21,7 +21,7 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -31,7 +31,8 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
     One row an order, one column a data set; the smallest ratio of a column is bold, and so is
     every other whose interval of the paired difference to it contains 0.
     """
-    table, best = {}, {}
+    table: dict[str, dict[str, str]] = {}
+    best: dict[tuple[str, str], bool] = {}
     for name, data in compared.items():
         growth = mean_growth(data.loss.sel(split="test"))
         lowest = str(
@@ -49,8 +50,8 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
         frame.index,
         frame.columns,
     )
-    table = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
-    return table.format_index(lambda order: NAMES.get(order, order))
+    shown = styled(frame).apply(lambda _: bold, axis=None).format(_interval_below)
+    return shown.format_index(lambda order: NAMES.get(order, order))
 
 
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
@@ -58,7 +59,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
 
     With 95 % intervals over runs; the row "free" is the share whose gradient never varied.
     """
-    columns = {}
+    columns: dict[tuple[str, str], dict[str, str]] = {}
     for name, data in compared.items():
         for tolerance in (0.01, 0.05, 0.1):
             column = columns.setdefault((name, f"{tolerance:.0%}"), {})
@@ -88,7 +89,7 @@ def scores_table(scores: Mapping[str, Callable] = SCORES) -> str:
     """
     rows = {}
     for name, score in scores.items():
-        text = inspect.getdoc(score).replace("``", "")
+        text = (inspect.getdoc(score) or "").replace("``", "")
         text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
         text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)
         what = text.partition("\n\n")[0].partition("Extra: ")[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
@@ -18,7 +19,7 @@ from parameter_ordering.paper.evidence.growth import growth_ratio, mean_growth
 from parameter_ordering.paper.evidence.statistics import mean_difference
 from parameter_ordering.paper.evidence.verdict import evidence, holm, verdict
 from parameter_ordering.paper.exhibits.chapter_tables import ratio
-from parameter_ordering.paper.exhibits.figures import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES
 
 _NOT_IN_THE_RACE = ("oracle", "random_shared")
 # For a squared error fresh gradient is the recommended order.
@@ -30,7 +31,7 @@ _NO_RIVALS = (
     "fresh_gradient",
     "fresh_within_tensors",
 )
-_AXIS = (0.05, 4.0)
+_SCALE = (0.05, 4.0)
 
 
 def standings(data: xr.Dataset) -> pd.DataFrame:
@@ -56,46 +57,56 @@ def standings(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "low", "high", "place"])
 
 
-def overview_figure(compared: Mapping[str, xr.Dataset], titles: Mapping[str, str]) -> Figure:
+def overview_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     """One column a data set, one line an order, sorted by how often it is best or tied.
 
-    A point is the growth as a ratio to random's, on a logarithmic axis, with its interval. The best
-    order of a data set is a star; what cannot be told from it is a full point, all else is open.
-
-    Args:
-        titles: short names of the data sets.
+    A point is the growth as a ratio to random's, on a logarithmic scale, with its interval; the
+    dotted line of a column is 1. The best order of a data set is a star; what cannot be told from
+    it is a full point, all else is open.
     """
     tables = {name: standings(data) for name, data in compared.items()}
     orders = _sorted(tables)
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(1.7 + 0.52 * len(tables), 0.9 + 0.2 * len(orders)), sharey=True
-    )
-    for axis, (name, table) in zip(np.atleast_1d(axes), tables.items(), strict=True):
-        axis.axvline(1, color="0.5", ls=":", lw=1)
-        for place, order in enumerate(orders):
-            axis.axhspan(place - 0.5, place + 0.5, color="0.5", alpha=0.1 * (place % 2), lw=0)
+    figure, axis = plt.subplots(figsize=(5.4, 1.0 + 0.2 * len(orders)))
+    for line in range(0, len(orders), 2):
+        axis.axhspan(line - 0.5, line + 0.5, color=PALE, alpha=0.12, lw=0)
+    for column, table in enumerate(tables.values()):
+        axis.axvline(column, color=PALE, lw=0.8)
+        axis.axvline(column + _across(1.0), color=PALE, ls=":", lw=1)
+        for line, order in enumerate(orders):
             if order in table.index and np.isfinite(table.ratio[order]):
-                _point(axis, place, table.loc[order])
-        axis.set(xscale="log", xlim=_AXIS, ylim=(len(orders) - 0.5, -0.5))
-        axis.set_xticks([0.1, 1], ["0.1", "1"], fontsize=7)
-        axis.minorticks_off()
-        axis.set_title(titles.get(name, name), fontsize=7, loc="center")
-        axis.set_yticks(range(len(orders)), [NAMES[order] for order in orders], fontsize=7)
-        axis.tick_params(axis="y", length=0)
-    figure.supxlabel("growth of the test loss, as a ratio to random", fontsize=7)
-    return figure
+                _point(axis, column, line, table.loc[order])
+    axis.set(xlim=(0, len(tables)), ylim=(len(orders) - 0.5, -0.5))
+    titles = [DATA_SETS.get(name, name).replace(" ", "\n") for name in tables]
+    axis.set_xticks([column + 0.5 for column in range(len(tables))], titles, fontsize=7)
+    axis.set_yticks(range(len(orders)), [NAMES[order] for order in orders], fontsize=7)
+    axis.tick_params(length=0, labeltop=True)
+    low, high = _SCALE
+    axis.set_xlabel(
+        f"growth as a ratio to random; a column goes from {low} to {high:g}", fontsize=7
+    )
+    best = (
+        f"{DATA_SETS.get(name, name)}: {NAMES[row.Index]}, {number(row.ratio, 0.05)}"
+        for name, table in tables.items()
+        for row in table[table.place == "best"].itertuples()
+    )
+    return describe(figure, f"Best on each data set: {'; '.join(best)}.")
 
 
-def _point(axis: plt.Axes, place: int, row: pd.Series) -> None:
+def _across(ratio: float) -> float:
+    """Where a ratio stands in its column, from 0 to 1."""
+    low, high = np.log(_SCALE)
+    return float(np.clip((np.log(max(ratio, 1e-9)) - low) / (high - low), 0.03, 0.97))
+
+
+def _point(axis: Axes, column: int, line: int, row: pd.Series) -> None:
     """A star, a full point or an open one, with its interval."""
-    best, told = row.place == "best", row.place == ""
-    colour = "0.35" if told else "C0"
-    ends = np.clip([row.low, row.high], *_AXIS)
-    axis.plot(ends, [place, place], color=colour, lw=1 if told else 1.8)
-    face = "w" if told else colour
+    best, behind = row.place == "best", row.place == ""
+    colour = PALE if behind else COLOURS["covariance"]
+    ends = [column + _across(each) for each in (row.low, row.high)]
+    axis.plot(ends, [line, line], color=colour, lw=1 if behind else 1.8)
     mark, size = ("*", 9) if best else ("o", 4)
-    value = np.clip(row.ratio, *_AXIS)
-    axis.plot(value, place, mark, ms=size, mec=colour, mfc=face, mew=1)
+    face = "none" if behind else colour
+    axis.plot(column + _across(row.ratio), line, mark, ms=size, mec=colour, mfc=face, mew=1)
 
 
 def _sorted(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -192,4 +203,6 @@ def correlation_figure(correlation: pd.DataFrame) -> Figure:
         cbar_pos=(0.02, 0.86, 0.03, 0.12),
     )
     grid.ax_heatmap.tick_params(labelsize=8, length=0)
-    return grid.figure
+    alike = known.loc["covariance"].drop("covariance")
+    text = ", ".join(f"{NAMES[order]} {number(value, 0.05)}" for order, value in alike.items())
+    return describe(grid.figure, f"Rank correlation of the proposed order with others: {text}.")

@@ -12,7 +12,14 @@ from pandas.io.formats.style import Styler
 
 from parameter_ordering.paper.evidence.growth import growth_ratio
 from parameter_ordering.paper.exhibits.chapter_tables import correlation, styled
-from parameter_ordering.paper.exhibits.figures import COLOURS
+from parameter_ordering.paper.exhibits.style import (
+    COLOURS,
+    DATA_SETS,
+    LOOKS,
+    PALE,
+    describe,
+    number,
+)
 
 
 def measure(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFrame:
@@ -29,7 +36,11 @@ def measure(varied: Iterable[tuple[str, str, object, xr.Dataset]]) -> pd.DataFra
     """
     rows = []
     for experiment, setting, value, data in varied:
-        row = {"experiment": experiment, "setting": setting, "value": str(value)}
+        row: dict[str, str | float] = {
+            "experiment": experiment,
+            "setting": setting,
+            "value": str(value),
+        }
         for name, order in (("random", "random"), ("within", "random_within_tensors")):
             ratio = growth_ratio(data, "covariance", order)
             if ratio is not None:
@@ -52,19 +63,25 @@ def growth_figure(table: pd.DataFrame) -> Figure:
     }
     figure, panels = _panels(table)
     for axis, rows in panels:
-        axis.axhline(1, color="0.6", lw=1)
+        axis.axhline(1, color=PALE, lw=1)
         for offset, (column, (order, label)) in zip((-0.08, 0.08), versus.items(), strict=True):
             low, value, high = (rows[f"{column}{end}"] for end in ("_low", "", "_high"))
             x, error = np.arange(len(rows)) + offset, [value - low, high - value]
-            axis.errorbar(x, value, error, fmt="o", ms=5, color=COLOURS[order], label=label)
+            look = {"fmt": LOOKS[order].mark, "ms": 4, "color": COLOURS[order], "label": label}
+            axis.errorbar(x, value, error, **look)
         axis.set(yscale="log", ylim=(0.05, 6))
-        axis.set(yticks=[0.1, 1], yticklabels=["0.1", "1"])
+        axis.set(yticks=[0.1, 0.3, 1, 3], yticklabels=["0.1", "0.3", "1", "3"])
         axis.minorticks_off()
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
         title="growth in the proposed order, as a ratio",
     )  # fmt: skip
-    return figure
+    ranges = (
+        f"{DATA_SETS.get(name, name)} {number(rows.random.min(), 0.05)} to "
+        f"{number(rows.random.max(), 0.05)}"
+        for name, rows in table.groupby("experiment", sort=False)
+    )
+    return describe(figure, f"Ratio to the random order's growth: {'; '.join(ranges)}.")
 
 
 def correlation_figure(table: pd.DataFrame) -> Figure:
@@ -75,17 +92,22 @@ def correlation_figure(table: pd.DataFrame) -> Figure:
     """
     figure, panels = _panels(table)
     for axis, rows in panels:
-        axis.axhline(0, color="0.6", lw=1)
+        axis.axhline(0, color=PALE, lw=1)
         axis.plot(np.arange(len(rows)), rows.correlation, "o", ms=5, color=COLOURS["covariance"])
         axis.set(ylim=(-0.1, 1.1), yticks=[0, 0.5, 1])
-    return figure
+    ranges = (
+        f"{DATA_SETS.get(name, name)} {number(rows.correlation.min(), 0.05)} to "
+        f"{number(rows.correlation.max(), 0.05)}"
+        for name, rows in table.groupby("experiment", sort=False)
+    )
+    return describe(figure, f"Rank correlation of two runs: {'; '.join(ranges)}.")
 
 
 def _panels(table: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A row of panels for each setting, a column for each experiment, and what each panel shows."""
     names, settings = table.experiment.unique(), table.setting.unique()
     figure, axes = plt.subplots(
-        len(settings), len(names), figsize=(10, 1.7 * len(settings)), sharey=True
+        len(settings), len(names), figsize=(7.4, 1.5 * len(settings)), sharey=True
     )
     panels = []
     for setting, row in zip(settings, axes, strict=True):
@@ -98,7 +120,7 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]
                 axis.set(xticks=range(len(rows)), xticklabels=rows.value, xlim=(-0.5, 2.5))
                 panels.append((axis, rows))
     for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(name.replace("_", " "))
+        axis.set_title(DATA_SETS.get(name, name))
     return figure, panels
 
 

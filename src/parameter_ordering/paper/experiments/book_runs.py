@@ -1,6 +1,6 @@
 """The runs of the book: those that judge the claims, and those with other settings and orders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -172,9 +172,11 @@ def stored(folder: Path) -> dict[str, xr.Dataset]:
     Raises:
         NotStored: some are not there, or not by the sources of now; the chapters are named.
     """
+    of_chapters: dict[str, Callable[[], dict[str, xr.Dataset]]]
     of_chapters = {f"experiments/{name}": partial(_experiment, name) for name in EXPERIMENTS}
     of_chapters |= {"claims": _claims, "orders": _orders}
-    found, missing = {}, []
+    found: dict[str, xr.Dataset] = {}
+    missing = []
     with only_stored(folder):
         for chapter, cases in of_chapters.items():
             try:

@@ -87,7 +87,9 @@ class Data:
         return digest.hexdigest()
 
 
-def synthetic_regression(objects: int, features: int = 200, data_seed: int = 0) -> Data:
+def synthetic_regression(
+    objects: int, features: int = 200, data_seed: int = 0, noise: float = 1.0
+) -> Data:
     r"""Regression of (3.1): :math:`x \sim N(0, I)`, :math:`y \sim N(w^T x, 1)`.
 
     :math:`w \sim N(0, I)` depends on ``features`` and ``data_seed`` alone. The variance that the
@@ -97,34 +99,39 @@ def synthetic_regression(objects: int, features: int = 200, data_seed: int = 0) 
         objects: number of objects in each of the two parts.
         features: n.
         data_seed: seed of everything drawn.
+        noise: variance of y given x.
 
     >>> synthetic_regression(objects=10, features=3)
     <Synthetic regression: 10 + 10 objects, n = 3>
     """
     generator, w, x = _gaussian(objects, features, data_seed)
-    y = x @ w + torch.randn(len(x), generator=generator)
+    y = x @ w + noise**0.5 * torch.randn(len(x), generator=generator)
     return Data("Synthetic regression", x[:objects], y[:objects], x[objects:], y[objects:], w)
 
 
-def synthetic_classification(objects: int, features: int = 200, data_seed: int = 0) -> Data:
+def synthetic_classification(
+    objects: int, features: int = 200, data_seed: int = 0, probability: str = "sigmoid"
+) -> Data:
     r"""Two classes of (3.1): :math:`x \sim N(0, I)`, :math:`y \sim Be(\mathrm{sigmoid}(w^T x))`.
 
-    The paper prints :math:`Be(w^T x)`, which is no probability. Targets are 0 and 1 in float32;
-    arguments are those of :func:`synthetic_regression`.
+    The paper prints :math:`Be(w^T x)`, which is no probability; ``probability`` makes it one, the
+    "sigmoid" of it or it "clipped" to 0 and 1. Targets are 0 and 1 in float32; the other arguments
+    are those of :func:`synthetic_regression`.
 
     >>> synthetic_classification(objects=10, features=3).y_train.unique()
     tensor([0., 1.])
     """
     generator, w, x = _gaussian(objects, features, data_seed)
-    y = torch.bernoulli((x @ w).sigmoid(), generator=generator)
+    to_probability = {"sigmoid": torch.sigmoid, "clipped": lambda h: h.clamp(0, 1)}[probability]
+    y = torch.bernoulli(to_probability(x @ w), generator=generator)
     return Data("Synthetic classification", x[:objects], y[:objects], x[objects:], y[objects:], w)
 
 
-def boston_housing(data_seed: int = 0) -> Data:
+def boston_housing(data_seed: int = 0, standardized: bool = True) -> Data:
     """Boston Housing: 506 tracts, 13 features, the median price of a home in 1000 dollars.
 
-    Of the tracts 70 % are for training; the features are standardized by their statistics.
-    ``data/README.md`` says what is wrong with this data set.
+    Of the tracts 70 % are for training; the features are standardized by their statistics, or left
+    as they are. ``data/README.md`` says what is wrong with this data set.
 
     Raises:
         OSError: the file is missing or damaged.
@@ -135,7 +142,7 @@ def boston_housing(data_seed: int = 0) -> Data:
     table = np.loadtxt(io.BytesIO(_read("boston_housing.csv")), delimiter=",", skiprows=1)
     x, y = table[:, :-1], table[:, -1]
     train, test = _split(len(y), data_seed)
-    x = StandardScaler().fit(x[train]).transform(x)
+    x = StandardScaler().fit(x[train]).transform(x) if standardized else x
     return _data("Boston Housing", x, y, train, test)
 
 
@@ -144,6 +151,7 @@ def mnist(
     root: str | Path | None = None,
     download: bool = False,
     data_seed: int = 0,
+    standardized: bool = False,
 ) -> Data:
     """Images of digits, 28 x 28 pixels from 0 to 1, and the ten classes.
 
@@ -154,6 +162,8 @@ def mnist(
         download: for "full", whether torchvision may download what is missing.
         data_seed: seed of the split; "full" keeps the official split at 0, and draws another of the
             same sizes at any other value.
+        standardized: whether the pixels have 0.1307 subtracted and are divided by 0.3081, mean and
+            deviation of MNIST, as the examples of torch have it.
 
     Raises:
         ValueError: unknown source, or an argument of "full" given to "subset".
@@ -178,7 +188,9 @@ def mnist(
             split = np.split(np.arange(len(y)), [-test_size])
     else:
         raise ValueError(f"source is {source!r}: it must be 'subset' or 'full'")
-    return _data(name, x / np.float32(255), y, *split)
+    x = x / np.float32(255)
+    x = (x - np.float32(0.1307)) / np.float32(0.3081) if standardized else x
+    return _data(name, x, y, *split)
 
 
 def breast_cancer(data_seed: int = 0) -> Data:

@@ -4,14 +4,15 @@ import json
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
-import torch
 import xarray as xr
 from joblib import effective_n_jobs
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, Strict, field_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,17 +23,29 @@ from parameter_ordering.paper.experiments.protocol import Tick, kappa_of
 from parameter_ordering.paper.experiments.shard import FinishedShards, Shard, data_sets, one_thread
 from parameter_ordering.paper.orders.catalogue import ORDERS
 
+_T = TypeVar("_T")
+Several = Annotated[tuple[_T, ...], Strict(False)]  # of a list too, as papermill gives it
+CHECKED = ConfigDict(strict=True)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Experiment(ABC):
     """Settings of an experiment, checked; :meth:`run` executes it.
 
     Attributes:
         runs: how many independent runs; 25 in the paper.
         t0: iterations before the freeze.
+        stages: where given, the iterations at which to freeze instead of t0, ascending, in one
+            training: results then have a dimension ``t0``.
         iterations: iterations after the freeze.
         S: minibatch size.
-        lr: learning rate of Adam.
+        lr: learning rate.
+        optimizer: "adam", as in the paper, or "sgd" with momentum.
+        momentum: of "sgd".
+        fresh_optimizer: whether the optimizer starts anew at the freeze, without its moments.
+        minibatches: how they are drawn, "epochs" (shuffled), "replacement" or "fixed order".
+        initial_weights: their distribution, "torch" (its default), "kaiming normal", "xavier
+            uniform" or "normal" (of deviation 0.1).
         kappa: smoothing of (2.6), "1/t", "1/(t+1)" or a number for all t.
         grid: how many values of k, in equal steps from 0 to p.
         orders: which orders to compare, names out of ``ORDERS``.
@@ -48,14 +61,20 @@ class Experiment(ABC):
     """
 
     name: ClassVar[str]
-    runs: int = 25
-    t0: int = 500
-    iterations: int = 1000
-    S: int = 32
-    lr: float = 1e-3
+    runs: PositiveInt = 25
+    t0: PositiveInt = 500
+    stages: Several[Annotated[PositiveInt, Strict(False)]] = ()
+    iterations: NonNegativeInt = 1000
+    S: Annotated[int, Field(ge=2)] = 32
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    fresh_optimizer: bool = False
+    minibatches: Literal["epochs", "replacement", "fixed order"] = "epochs"
+    initial_weights: Literal["torch", "kaiming normal", "xavier uniform", "normal"] = "torch"
     kappa: str = "1/t"
-    grid: int = 21
-    orders: tuple[str, ...] = (
+    grid: Annotated[int, Field(ge=2)] = 21
+    orders: Several[str] = (
         "covariance",
         "random",
         "random_shared",
@@ -63,13 +82,13 @@ class Experiment(ABC):
         "covariance_descending",
     )
     shared_weights: bool = False
-    seed: int = 0
-    data_seed: int = 0
+    seed: NonNegativeInt = 0
+    data_seed: NonNegativeInt = 0
     own_data: bool = False
-    horizon: int = 5000
-    window: int = 1000
+    horizon: PositiveInt = 5000
+    window: PositiveInt = 1000
     tolerance: float = 0.05
-    shard: int = 13
+    shard: PositiveInt = 13
     device: str = "cpu"
 
     def __new__(cls, **settings):
@@ -81,29 +100,28 @@ class Experiment(ABC):
                 )
         return super().__new__(cls)
 
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif field.type in (int, float, bool, str) and type(value) is not field.type:
-                raise TypeError(f"{field.name} must be {field.type.__name__}, got {value!r}")
-        if isinstance(self.orders, str):
-            raise TypeError(f"orders must be a sequence of names, got {self.orders!r}")
-        object.__setattr__(self, "orders", tuple(self.orders))
-        least = {"runs": 1, "t0": 1, "iterations": 0, "S": 2, "grid": 2, "shard": 1, "seed": 0}
-        least |= {"data_seed": 0, "window": 1, "horizon": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        kappa_of(self.kappa)
-        for order in self.orders:
+    @field_validator("kappa")
+    @classmethod
+    def _smooths(cls, kappa: str) -> str:
+        kappa_of(kappa)
+        return kappa
+
+    @field_validator("orders")
+    @classmethod
+    def _are_known(cls, orders: tuple[str, ...]) -> tuple[str, ...]:
+        for order in orders:
             if order not in ORDERS:
                 raise ValueError(f"unknown order {order!r}; known are {', '.join(ORDERS)}")
-        if not self.orders or len(set(self.orders)) < len(self.orders):
-            raise ValueError(f"orders must be distinct and at least one, got {self.orders}")
+        if not orders or len(set(orders)) < len(orders):
+            raise ValueError(f"orders must be distinct and at least one, got {orders}")
+        return orders
+
+    @field_validator("stages")
+    @classmethod
+    def _ascend(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if list(stages) != sorted(set(stages)):
+            raise ValueError(f"stages must ascend, got {stages}")
+        return stages
 
     @abstractmethod
     def data(self) -> Data:
@@ -175,7 +193,8 @@ class Experiment(ABC):
         results = {runs: shards.get(runs) for runs in wanted}
         missing = [runs for runs in wanted if results[runs] is None]
         alone = backend == "loky" and min(effective_n_jobs(jobs), len(missing)) <= 1
-        steps = self.t0 + self.iterations
+        stages = self.stages or (self.t0,)
+        steps = stages[-1] + len(stages) * self.iterations
         done = (len(wanted) - len(missing)) * steps
         with tqdm(
             total=len(wanted) * steps, initial=done, disable=not progress, desc=self.name
@@ -213,7 +232,7 @@ class Experiment(ABC):
         with one_thread(), tqdm(marks[1:], disable=not progress, desc=f"{self.name} curve") as bar:
             shard = Shard(self, runs)
             model, minibatches = shard.model, shard.minibatches
-            optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
+            optimizer = shard.optimizer()
             curves = [shard.evaluate()[..., 0]]
             for _ in bar:
                 for _ in range(every):

@@ -8,9 +8,18 @@ leading axes, and a target broadcasts against the output's leading axes. The los
 :math:`L(w, D)`, is the mean over S.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+INITIAL_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kaiming normal": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "xavier uniform": nn.init.xavier_uniform_,
+    "normal": partial(nn.init.normal_, std=0.1),
+}
 
 
 def perceptron(n: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -35,6 +44,25 @@ def linear(n: int) -> nn.Sequential:
     )
     """
     return nn.Sequential(nn.Linear(n, 1, bias=False))
+
+
+def initialized(model: nn.Module, weights: str = "torch") -> nn.Module:
+    r"""The model with initial weights of another distribution, and biases of zero.
+
+    Args:
+        model: its layers are ``nn.Linear``.
+        weights: "torch" leaves what torch draws, uniform in :math:`\pm 1 / \sqrt n` for n inputs;
+            "kaiming normal", :math:`N(0, 2 / n)`; "xavier uniform"; "normal", of deviation 0.1.
+
+    >>> initialized(linear(2), "normal")[0].weight.shape
+    torch.Size([1, 2])
+    """
+    for layer in model.modules():
+        if weights != "torch" and isinstance(layer, nn.Linear):
+            INITIAL_WEIGHTS[weights](layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def _with_parent(work: Callable[[P], R], parent: int, piece: P) -> tuple[P, R]:
 
 
 def _on_cluster(
-    work: Callable[[P], R], pieces: Sequence[P], scheduler: str, code: str
+    work: Callable[[P], R], pieces: Sequence[P], scheduler: str | None, code: str
 ) -> Iterator[tuple[P, R]]:
     # Imported by name, so that it is no dependency of results: where they were computed is not one.
     distributed = import_module("distributed")

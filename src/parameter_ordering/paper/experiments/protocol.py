@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parameter_ordering.ensemble import ENSEMBLE_DIMS, branch, stack, summed
+from parameter_ordering.ensemble import branch, stack, summed
 from parameter_ordering.freezing import freeze
 from parameter_ordering.paper.orders.catalogue import Ranks
 from parameter_ordering.paper.orders.training import Training
@@ -34,31 +34,54 @@ def build_all(build: Callable[[], nn.Module], weight_seeds: Sequence[int]) -> nn
     return stack(models)
 
 
+# How the m objects of an epoch are drawn: each once in random order, with replacement, in the order
+# of the file. The last minibatch, where it is incomplete, is left out.
+DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "epochs": lambda m, generator: torch.randperm(m, generator=generator),
+    "replacement": lambda m, generator: torch.randint(m, (m,), generator=generator),
+    "fixed order": lambda m, generator: torch.arange(m),
+}
+
+
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
-    """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own shuffled epochs.
+    """Endless minibatches x (R, 1, S, n) and y (R, 1, S), each run in its own epochs.
 
     Drawn from objects x (R or 1, m, n) and y (R or 1, m), of each run or shared by all. An epoch
-    visits its objects in random order; the last, incomplete minibatch is left out. ``t`` counts the
+    is floor(m / S) minibatches; how its objects are drawn is one of ``DRAWS``. ``t`` counts the
     minibatches given so far.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int]):
+    def __init__(
+        self, x: Tensor, y: Tensor, S: int, run_seeds: Sequence[int], draw: str = "epochs"
+    ):
         self.x, self.y, self.S, self.t = x, y, S, 0
-        self._generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
-        self._stream = self._draw()
+        self._run_seeds, self._draw = run_seeds, draw
+        self._stream = self._give()
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         self.t += 1
         return next(self._stream)
 
-    def _draw(self) -> Iterator[tuple[Tensor, Tensor]]:
-        runs, m, n = len(self._generators), *self.x.shape[1:]
+    def copy(self) -> "Minibatches":
+        """The same minibatches from here on, whatever becomes of these."""
+        other = Minibatches(self.x, self.y, self.S, self._run_seeds, self._draw)
+        other.t = self.t
+        return other
+
+    def _give(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in self._run_seeds]
+        runs, m, n = len(generators), *self.x.shape[1:]
+        past = self.t - 1  # minibatches that a copy does not give again
         objects, answers = self.x.flatten(0, 1), self.y.flatten()
         first = torch.arange(len(self.x)).unsqueeze(1) * m
         ahead = max(1, _FETCHED // (runs * self.S * n))
         while True:
-            epoch = first + torch.stack([torch.randperm(m, generator=g) for g in self._generators])
-            epoch = epoch[:, : m - m % self.S].to(self.x.device)
+            epoch = first + torch.stack([DRAWS[self._draw](m, g) for g in generators])
+            if past >= m // self.S:
+                past -= m // self.S
+                continue
+            epoch = epoch[:, past * self.S : m - m % self.S].to(self.x.device)
+            past = 0
             for chosen in epoch.split(ahead * self.S, dim=1):
                 rows = chosen.flatten()
                 # On a CPU index_select is several times faster than x[rows].
@@ -119,6 +142,8 @@ def train(trained: Training, minibatches: Minibatches, t0: int, tick: Tick) -> N
             trained.all_samples.update(loss, x, y)
         total = trained.covariance.update(loss, x, y)
         trained.moments.update()
+        if trained.readings is not None:
+            trained.readings.update(x, y)
         value = _finite(total, trained.model, trained.loss, x, y, minibatches.t)
         trained.optimizer.step()
         tick(value / len(x))
@@ -132,23 +157,22 @@ def exact_variance(trained: Training) -> dict[str, Tensor]:
 
 def freeze_and_train(
     trained: Training,
-    ranks: Sequence[Ranks],
-    k: Sequence[int],
+    variants: Sequence[tuple[Ranks, int]],
     minibatches: Minibatches,
     iterations: int,
     tick: Tick,
 ) -> None:
-    """Branch every run into (order, k) variants, freeze the k first of each, train on.
+    """Branch every run into V variants (order, k), freeze the k first of each, train on.
 
-    The model becomes (R, orders * k, ...). The variants of a run start from the same weights and
-    moments and see the same minibatches.
+    The model becomes (R, V, ...). The variants of a run start from the same weights and moments and
+    see the same minibatches.
     """
     model, optimizer = trained.model, trained.optimizer
-    branch(model, optimizer, len(ranks) * len(k))
-    mask = {}
-    for name, w in model.named_parameters():
-        limits = torch.tensor(k, device=w.device).view(1, -1, *[1] * (w.ndim - ENSEMBLE_DIMS))
-        mask[name] = torch.cat([each[name] <= limits for each in ranks], dim=1)
+    branch(model, optimizer, len(variants))
+    mask = {
+        name: torch.cat([ranks[name] <= k for ranks, k in variants], dim=1)
+        for name, _ in model.named_parameters()
+    }
     freeze(optimizer, mask, in_backward=False)
     loss = summed(trained.loss)
     for _ in range(iterations):
@@ -158,4 +182,4 @@ def freeze_and_train(
         value = _finite(total, model, trained.loss, x, y, minibatches.t)
         total.backward()
         optimizer.step()
-        tick(value / (len(x) * len(ranks) * len(k)))
+        tick(value / (len(x) * len(variants)))

@@ -1,8 +1,10 @@
 """Some runs of an experiment, trained together as one ensemble."""
 
+import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,11 +14,11 @@ import xarray as xr
 from torch import Tensor, nn
 
 from parameter_ordering.covariance import GradientCovariance
-from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.moments import GradientMoments
 from parameter_ordering.paper.experiments.data import Data
-from parameter_ordering.paper.experiments.models import squared_error
+from parameter_ordering.paper.experiments.models import initialized, squared_error
 from parameter_ordering.paper.experiments.protocol import (
     Diverged,
     Minibatches,
@@ -30,6 +32,7 @@ from parameter_ordering.paper.experiments.protocol import (
     uniform,
 )
 from parameter_ordering.paper.orders.catalogue import ORDERS, Ranks
+from parameter_ordering.paper.orders.readings import READINGS, Readings
 from parameter_ordering.paper.orders.training import Training
 
 _ALONE = threading.Lock()
@@ -43,7 +46,7 @@ class Shard:
         runs: the numbers of the R runs; what happens in one does not depend on the others.
 
     Attributes:
-        model: ensemble (R, 1, ...), and (R, V, ...) once it is trained.
+        model: ensemble (R, 1, ...).
         minibatches: of each run.
 
     Raises:
@@ -61,31 +64,82 @@ class Shard:
         ]
         weight_runs = [0] * len(runs) if experiment.shared_weights else runs
         weight_seeds = seeds(experiment.seed, "weights", weight_runs)
-        self.model = build_all(experiment.build, weight_seeds).to(experiment.device)
+        self.model = build_all(self._build, weight_seeds).to(experiment.device)
         self._run_seeds = seeds(experiment.seed, "minibatches", runs)
-        self.minibatches = Minibatches(*self._parts[0], experiment.S, self._run_seeds)
+        self.minibatches = self._all_minibatches()
 
-    def evaluate(self) -> np.ndarray:
+    def _all_minibatches(self) -> Minibatches:
+        """The minibatches of the training, from the first."""
+        experiment = self.experiment
+        return Minibatches(*self._parts[0], experiment.S, self._run_seeds, experiment.minibatches)
+
+    def evaluate(self, model: nn.Module | None = None) -> np.ndarray:
         """Loss (2.3) on the training part and the test part, (2, R, V)."""
-        losses = [evaluate(self.model, self.experiment.loss, x, y) for x, y in self._parts]
+        model = self.model if model is None else model
+        losses = [evaluate(model, self.experiment.loss, x, y) for x, y in self._parts]
         return torch.stack(losses).cpu().numpy()
 
     def train(self, tick: Tick) -> xr.Dataset:
         """The results, see ``Experiment.run``; ``tick`` gets the mean loss of each iteration."""
-        experiment, k = self.experiment, self.experiment.k
-        trained = self._training()
-        by_parameter = {"w0": _flat(trained.start)}
-        by_parameter["start_variance"] = _flat(exact_variance(trained))
+        experiment, trained = self.experiment, self._training()
+        start = {
+            "w0": (("run", "parameter"), _flat(trained.start)),
+            "start_variance": (("run", "parameter"), _flat(exact_variance(trained))),
+            "start_loss": (("split", "run"), self.evaluate()[..., 0]),
+        }
+        found = []
         try:
-            train(trained, self.minibatches, experiment.t0, tick)
-            ranks = [ORDERS[order](trained) for order in experiment.orders]
-            by_parameter["w"] = _flat(dict(self.model.named_parameters()))
-            by_parameter["variance"] = _flat(trained.covariance.diagonal())
-            by_parameter["exact_variance"] = _flat(exact_variance(trained))
-            freeze_and_train(trained, ranks, k, self.minibatches, experiment.iterations, tick)
+            for t0 in experiment.stages or (experiment.t0,):
+                train(trained, self.minibatches, t0 - self.minibatches.t, tick)
+                found.append(self._freeze(trained, tick))
         except Diverged as e:
             raise FloatingPointError(self._where(e)) from None
-        return self._results(ranks, by_parameter)
+        if experiment.stages:
+            stages = xr.Variable("t0", list(experiment.stages))
+            return xr.concat(found, stages).assign(start)
+        return found[0].assign(start)
+
+    def _freeze(self, trained: Training, tick: Tick) -> xr.Dataset:
+        """What freezing now gives; the training is as before, and can go on."""
+        experiment = self.experiment
+        ranks = [ORDERS[order](trained) for order in experiment.orders]
+        values = {
+            "w": _flat(dict(self.model.named_parameters())),
+            "variance": _flat(trained.covariance.diagonal()),
+            "exact_variance": _flat(exact_variance(trained)),
+        }
+        at_t0 = self.evaluate()
+        model, optimizer = copy.deepcopy((self.model, trained.optimizer))
+        branches = replace(trained, model=model, optimizer=optimizer)
+        if experiment.fresh_optimizer:
+            optimizer.state.clear()
+        orders = dict(zip(experiment.orders, ranks, strict=True))
+        variants = [(orders[order], k) for order, k in self._variants()]
+        minibatches = self.minibatches.copy()
+        freeze_and_train(branches, variants, minibatches, experiment.iterations, tick)
+        return self._results(ranks, values, self._losses(at_t0, self.evaluate(model)))
+
+    def _variants(self) -> list[tuple[str, int]]:
+        """Order and k of what is trained: with k = 0 all orders are one, with k = p nothing is."""
+        orders, k = self.experiment.orders, self.experiment.k
+        return [(orders[0], 0), *((order, each) for order in orders for each in k[1:-1])]
+
+    def _losses(self, at_t0: np.ndarray, trained: np.ndarray) -> np.ndarray:
+        """Loss (split, order, run, k) from those at t0 (2, R, 1) and of the variants (2, R, V)."""
+        orders, interior = len(self.experiment.orders), self.experiment.grid - 2
+        ours = trained[..., 1:].reshape(*trained.shape[:2], orders, interior).swapaxes(1, 2)
+        ends = [np.repeat(each[:, None], orders, 1) for each in (trained[..., :1], at_t0)]
+        return np.concatenate([ends[0], ours, ends[1]], -1)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh one for the models."""
+        parameters, lr = self.model.named_parameters(), self.experiment.lr
+        if self.experiment.optimizer == "adam":
+            return MaskedAdam(parameters, lr=lr, fused=True, finite_gradients=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.experiment.momentum, fused=True)
+
+    def _build(self) -> nn.Module:
+        return initialized(self.experiment.build(), self.experiment.initial_weights)
 
     def _training(self) -> Training:
         """The models before their training, with what watches it."""
@@ -93,46 +147,49 @@ class Shard:
         start = {name: w.detach().clone() for name, w in model.named_parameters()}
         kappa = kappa_of(experiment.kappa)
         initial = uniform(start, seeds(experiment.seed, "C_0", runs))
+        needs = set(experiment.orders)
+        follows_all = needs & {"all_samples", "all_not_centred"}
+        readings = Readings(model, summed(experiment.loss), kappa, initial)
         of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
         return Training(
             model=model,
-            optimizer=MaskedAdam(
-                model.named_parameters(), lr=experiment.lr, fused=True, finite_gradients=True
-            ),
+            optimizer=self.optimizer(),
             start=start,
             covariance=GradientCovariance(
                 model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
             ),
-            all_samples=of_all(kappa=kappa) if "all_samples" in experiment.orders else None,
+            all_samples=of_all(kappa=kappa, initial=initial) if follows_all else None,
             exact=of_all(kappa=1.0),
             moments=GradientMoments(model),
             x=self.minibatches.x[:, None],
             y=self.minibatches.y[:, None],
             loss=experiment.loss,
             gaussian=experiment.loss is squared_error,
-            replay=lambda: Minibatches(*self._parts[0], experiment.S, self._run_seeds),
+            replay=self._all_minibatches,
             w_true=None if self._w_true is None else self._w_true.to(experiment.device),
             tie_seeds=seeds(experiment.seed, "ties", runs),
             own_seeds=seeds(experiment.seed, "own order", runs),
             common_seed=seeds(experiment.seed, "common order", [0])[0],
+            readings=readings if needs & READINGS.keys() else None,
         )
 
     def _where(self, diverged: Diverged) -> str:
-        experiment, k = self.experiment, self.experiment.k
-        order, frozen = divmod(diverged.variant, len(k))
+        experiment = self.experiment
         where = f"run {self.runs[diverged.run]}"
-        if diverged.t > experiment.t0:
-            where += f", order {experiment.orders[order]}, k = {k[frozen]}"
+        if diverged.t > self.minibatches.t:  # branches draw minibatches of their own
+            order, k = self._variants()[diverged.variant]
+            where += f", order {order}, k = {k}" if k else ", nothing frozen"
         return (
             f"{experiment.name}, {where}: the loss is {diverged.loss} at iteration {diverged.t}; "
             f"take a smaller lr than {experiment.lr}"
         )
 
-    def _results(self, ranks: list[Ranks], by_parameter: dict[str, np.ndarray]) -> xr.Dataset:
+    def _results(
+        self, ranks: list[Ranks], by_parameter: dict[str, np.ndarray], loss: np.ndarray
+    ) -> xr.Dataset:
         experiment, runs, k = self.experiment, self.runs, self.experiment.k
-        loss = self.evaluate().reshape(2, len(runs), len(experiment.orders), len(k))
         variables = {
-            "loss": (("split", "order", "run", "k"), loss.swapaxes(1, 2)),
+            "loss": (("split", "order", "run", "k"), loss),
             "ranks": (
                 ("order", "run", "parameter"),
                 np.stack([_flat(each).astype(np.int32) for each in ranks]),
@@ -208,6 +265,6 @@ def _layout(model: nn.Module) -> dict:
     return {"tensor": ("parameter", names), "place": ("parameter", places)}
 
 
-def _flat(tensors: dict[str, Tensor]) -> np.ndarray:
+def _flat(tensors: Mapping[str, Tensor]) -> np.ndarray:
     """Tensors (R, 1, ...) by name as one array (R, p), in the order of ``named_parameters``."""
     return torch.cat([t.detach().flatten(1) for t in tensors.values()], 1).cpu().numpy()

@@ -9,6 +9,7 @@ from torch import Tensor
 from parameter_ordering.ensemble import ENSEMBLE_DIMS
 from parameter_ordering.order import rank, reverse, shuffle_within
 from parameter_ordering.paper.orders.ancestors import ANCESTORS
+from parameter_ordering.paper.orders.readings import READINGS
 from parameter_ordering.paper.orders.scores import SCORES, Scores
 from parameter_ordering.paper.orders.training import Training
 
@@ -61,8 +62,10 @@ def _permutation(trained: Training, seeds: list[int]) -> Ranks:
     return rank(zeros, seeds, ENSEMBLE_DIMS)
 
 
+_SCORES = SCORES | ANCESTORS | READINGS
+
 ORDERS: dict[str, Callable[[Training], Ranks]] = {
-    **{name: partial(by_score, score) for name, score in (SCORES | ANCESTORS).items()},
+    **{name: partial(by_score, score) for name, score in _SCORES.items()},
     "random": random,
     "random_shared": random_shared,
     "random_within_tensors": random_within_tensors,

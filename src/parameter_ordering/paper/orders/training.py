@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.moments import GradientMoments
+
+if TYPE_CHECKING:
+    from parameter_ordering.paper.orders.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Training:
 
     Attributes:
         model: ensemble (R, 1, ...); it has the weights w_t0 when an order looks at it.
-        optimizer: Adam, with its moments.
+        optimizer: with its moments.
         start: the weights w_0 by name.
         covariance: C_t0 of (2.6), from the first sample of each minibatch.
         all_samples: the same from all samples, or None if no order asks for it.
@@ -31,10 +35,11 @@ class Training:
         tie_seeds: one seed a run, which breaks the ties of a score.
         own_seeds: one seed a run, for the orders that are drawn in each run anew.
         common_seed: the seed of what all runs share.
+        readings: other readings of (2.6), or None if no order asks for one.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     start: Mapping[str, Tensor]
     covariance: GradientCovariance
     all_samples: GradientCovariance | None
@@ -49,3 +54,4 @@ class Training:
     tie_seeds: list[int]
     own_seeds: list[int]
     common_seed: int
+    readings: "Readings | None" = None

@@ -157,7 +157,9 @@ class _Shards:
     """
 
     def __init__(self, store: Store, name: str, inputs: Mapping[str, Any], code: str) -> None:
-        settings = {each: v for each, v in inputs["settings"].items() if each != "runs"}
+        settings = {
+            each: v for each, v in inputs["settings"].items() if each not in ("runs", "worlds")
+        }
         self._store, self._name, self._code = Store(store.root / "shards"), name, code
         self._inputs = {**inputs, "settings": settings}
         self._last = time.perf_counter()

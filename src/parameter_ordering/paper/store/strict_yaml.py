@@ -3,28 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
 
 def load_yaml(path: Path) -> Any:
     """The contents of a YAML file.
 
     Raises:
-        ValueError: the file is no YAML, or a key stands twice, where YAML's own way is to take the
-            last in silence.
+        ValueError: the file is no YAML, or a key stands twice.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return _yaml().load(path)
+    except YAMLError as error:
+        raise ValueError(str(error).partition("\n\n")[0]) from error  # then how to allow it
 
 
-class _Strict(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (at, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", at.start_mark
-                )
-        return super().construct_mapping(node, deep)
+def write_yaml(path: Path, contents: Any) -> None:
+    """Write a YAML file, keys in their order."""
+    _yaml().dump(contents, path)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    vars(yaml).update(default_flow_style=False, sort_base_mapping_type_on_output=False, width=100)
+    return yaml

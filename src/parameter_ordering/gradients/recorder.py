@@ -1,0 +1,253 @@
+"""What the layers of a model leave in a forward and backward pass, by hooks.
+
+A forward hook keeps the input of a layer, and a hook on each tensor that it gives hands over the
+gradient of that. The record hangs on the graph of autograd and goes with it: a forward pass that is
+never differentiated leaves nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from parameter_ordering.gradients.replay import State, random_state
+
+
+class Pass:
+    """A forward pass of the whole model.
+
+    Attributes:
+        S: the number of samples, None where no input has an axis of them.
+        root: the call of the model itself.
+        calls: how often each layer was called.
+        weights: random weights of the samples while their places are put to the test, or None.
+        faults: what is wrong, by layer.
+    """
+
+    def __init__(self, S: int | None):
+        self.S, self.root = S, None
+        self.calls: Counter[nn.Module] = Counter()
+        self.weights: Tensor | None = None
+        self.weighted: dict[tuple[Call, int], Tensor] = {}
+        self.faults: dict[nn.Module, str] = {}
+        self.arrived = self.tested = False
+        self.signature = 0
+
+
+class Call:
+    """One call of a layer: what came in, and the gradients of what went out, as they arrive.
+
+    Attributes:
+        random: the state of the random numbers before it, if it has drawn any.
+        gradients: by place among the leaves of the output.
+        autocast: the arguments that set ``torch.autocast`` as it was.
+    """
+
+    def __init__(
+        self, layer: nn.Module, within: Pass, args: tuple, kwargs: dict, autocast: dict[str, Any]
+    ):
+        self.layer, self.within = layer, within
+        self.args, self.kwargs = tree_map(_detached, (args, kwargs))
+        self.gradients: dict[int, Tensor] = {}
+        self.outputs = 0
+        self.random: State | None = None
+        self.autocast = autocast
+        self._versions = [t._version for t in self.tensors()]
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in tree_leaves((self.args, self.kwargs)) if torch.is_tensor(t)]
+
+    def input(self) -> Tensor | None:
+        """The input, if it is one tensor and nothing else."""
+        given = [*self.args, *self.kwargs.values()]
+        return given[0] if len(given) == 1 and torch.is_tensor(given[0]) else None
+
+    def check_unchanged(self) -> None:
+        if [t._version for t in self.tensors()] != self._versions:
+            raise RuntimeError(
+                "its input was changed in place after it was called: do that out of place"
+            )
+
+
+class Recorder:
+    """The hooks on the layers of a model.
+
+    Args:
+        root: the whole model.
+        layers: those that own what is followed, and whether each is to be run again, so that
+            random numbers count.
+        axis: of the samples, in the first tensor that the model is given.
+        forward: is told of a pass when the model has been called, with the edges of the graph that
+            belong to its outputs, and to those of the layers.
+        arrived: is told of each gradient of an output, by call and place.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: dict[nn.Module, bool],
+        axis: int,
+        forward: "Callable[[Pass, Edges, Edges], None]",
+        arrived: Callable[[Call, int, Tensor], None],
+    ):
+        self.root, self.axis, self.off = root, axis, False
+        self.device = next((w.device for w in root.parameters()), torch.device("cpu"))
+        self._forward, self._arrived = forward, arrived
+        self._pass: Pass | None = None  # the forward pass that goes on
+        self._backward: Pass | None = None  # the one whose backward pass goes on
+        self._edges: Edges = {}
+        self._random: dict[nn.Module, list[State]] = {}
+        self._start: State | None = None
+        self._handles: list[Any] = []
+        self.install(layers)
+
+    def install(self, layers: dict[nn.Module, bool]) -> None:
+        self.remove()
+        add = self._handles.append
+        add(self.root.register_forward_pre_hook(Hook(self._begin), with_kwargs=True))
+        for layer, again in layers.items():
+            if again:
+                add(layer.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
+            # First of all forward hooks: others may replace the output.
+            hook = Hook(partial(self._record, again))
+            add(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
+        add(self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._edges, self._pass, self._backward = {}, None, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before, self.off = self.off, True
+        try:
+            yield
+        finally:
+            self.off = before
+
+    def differentiating(self, within: Pass | None) -> None:
+        """Calls from now on are repetitions in the backward pass of this pass."""
+        self._backward = within
+
+    def _begin(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.off or in_backward() or self._pass is not None:
+            return
+        self._backward = None  # a backward pass that has failed never said that it was over
+        self._edges = {}
+        sized = (t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))
+        S = next((t.shape[self.axis] for t in sized if t.dim() > self.axis), None)
+        self._pass = Pass(S)
+        self._random.clear()
+        self._start = random_state(self.device)
+
+    def _end(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        within = self._pass
+        if self.off or in_backward() or within is None:
+            return
+        self._pass = None
+        if output is None or not torch.is_grad_enabled():
+            self._edges = {}
+            return
+        call = within.root = Call(root, within, args, kwargs, self._autocast())
+        call.random = self._start
+        outputs: Edges = {}
+        self._listen(call, output, outputs)
+        edges, self._edges = self._edges, {}
+        self._forward(within, outputs, edges)
+
+    def _before(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not self.off and torch.is_grad_enabled():
+            self._random.setdefault(layer, []).append(random_state(self.device))
+
+    def _record(
+        self, again: bool, layer: nn.Module, args: tuple, kwargs: dict, output: Any
+    ) -> None:
+        if self.off:
+            return
+        again_in_backward = in_backward()
+        within = self._backward if again_in_backward else self._pass
+        if within is not None and not again_in_backward:
+            within.calls[layer] += 1
+        if not torch.is_grad_enabled():
+            return
+        if within is None:
+            within = Pass(None)
+            within.faults[layer] = "it is called from outside of the model's own forward"
+        call = Call(layer, within, args, kwargs, self._autocast())
+        if again:
+            before = self._random[layer].pop()
+            call.random = before if _drawn(before, random_state(self.device)) else None
+        self._listen(call, output, self._edges if within is self._pass else None)
+
+    def _listen(self, call: Call, output: Any, edges: "Edges | None") -> None:
+        leaves = [output] if torch.is_tensor(output) else tree_leaves(output)
+        call.outputs = len(leaves)
+        for k, t in enumerate(leaves):
+            if torch.is_tensor(t) and t.requires_grad:
+                if t.is_leaf:
+                    continue
+                t.register_hook(Hook(partial(self._receive, call, k)))
+                if edges is not None:
+                    edges[call, k] = get_gradient_edge(t)
+
+    def _autocast(self) -> dict[str, Any]:
+        kind = self.device.type
+        return {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+        }
+
+    def _receive(self, call: Call, k: int, gradient: Tensor) -> None:
+        if not self.off:
+            self._arrived(call, k, gradient.detach())
+
+
+Edges = dict[tuple[Call, int], GradientEdge]
+
+
+class Hook:
+    """A hook that copies and pickles of what it hangs on leave behind."""
+
+    def __init__(self, function: Callable[..., None]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> None:
+        self.function(*args)
+
+    def __deepcopy__(self, memo: dict) -> "Hook":
+        return Hook(_nothing)
+
+    def __reduce__(self) -> tuple:
+        return Hook, (_nothing,)
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work, so that what a layer does is a repetition."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _nothing(*args: Any) -> None:
+    """What is left of a hook in a copy."""
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The model that data parallelism wraps."""
+    return inner(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if torch.is_tensor(value) else value
+
+
+def _drawn(before: State, after: State) -> bool:
+    return any(a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,237 @@
+"""The look of all figures: one colour, line and mark an order, and SVG that follows the theme.
+
+A figure is an SVG without a background. Its colours are those of the light theme, and a rule in it
+gives each its counterpart for the dark one, so that the same file serves both, and a print. Beside
+the drawing goes what a reader who does not see it needs: its description, and the numbers drawn.
+"""
+
+import colorsys
+import io
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+
+INK, PALE = "#1f2933", "#7b8794"
+SVG = "image/svg+xml"
+_MOST_CELLS = 10_000
+_WIDTH, _NARROW = 7.4, 3.9  # inches, the column of text on a wide screen and on a phone
+
+
+class Look(NamedTuple):
+    """How an order is called and drawn."""
+
+    name: str
+    colour: str
+    dash: Any = "-"
+    mark: str = "o"
+
+
+# Okabe and Ito's colours for the orders of the paper and its controls, with dashes and marks that
+# tell them apart in grey print.
+LOOKS = {
+    "covariance": Look("proposed", "#0072b2"),
+    "random": Look("random", "#d55e00", (0, (5, 2)), "s"),
+    "random_shared": Look("random, the same in all runs", "#c48a00", (0, (7, 2, 1.5, 2)), "D"),
+    "random_within_tensors": Look("random within each tensor", "#009e73", (0, (1.5, 1.5)), "^"),
+    "covariance_descending": Look("largest variance first", "#7a6a5f", (0, (3, 1, 1, 1)), "v"),
+    "zero_variance": Look("zero variance first, then random", "#b8609a", (0, (4, 1.5)), "P"),
+    "all_samples": Look("variance from all samples", "#2f9fd8", (0, (6, 1.5)), "h"),
+    "second_moment": Look("second moment", "#8b3f96", (0, (6, 1, 2, 1)), "X"),
+    "adam_v": Look("Adam's second moment", "#5d6b2f", (0, (2, 1)), "*"),
+    "mean_gradient": Look("mean gradient", "#a3123a", (0, (4, 2, 1, 2)), "<"),
+    "signal_to_noise": Look("signal to noise", "#946b2d", (0, (3, 2)), ">"),
+    "magnitude": Look("magnitude", "#5b4a8a", (0, (1, 2)), "p"),
+    "movement": Look("distance from the start", "#a08c00", (0, (8, 2)), "d"),
+    "taylor": Look("first-order Taylor", "#2f7f3f", (0, (2, 2, 6, 2)), "H"),
+    "obd": Look("optimal brain damage", "#1c6e7d", (0, (5, 1, 1, 1, 1, 1)), "8"),
+    "fresh_gradient": Look("fresh gradient", "#c2388a", "-", "D"),
+    "fresh_within_tensors": Look(
+        "random within tensors, as many as fresh gradient", "#8f8f8f", (0, (1, 1)), "^"
+    ),
+    "oracle": Look("oracle", "#3a3a3a", (0, (2, 1, 2, 1)), "s"),
+    "recommended": Look("recommended", "#b3005e", "-", "*"),
+    "recommended_within_tensors": Look(
+        "random within tensors, as many as recommended", "#6f6f6f", (0, (1, 1.5)), "^"
+    ),
+    "lasso": Look("lasso", "#0b7a75", (0, (4, 1)), "o"),
+    "elastic_net": Look("elastic net", "#66a182", (0, (4, 1, 1, 1)), "s"),
+    "dropout": Look("dropout", "#d1495b", (0, (2, 1.5)), "v"),
+    "variational_dropout": Look("variational dropout", "#6a4c93", (0, (5, 1, 2, 1)), "P"),
+    "variational_relevance": Look("variational relevance", "#3d5a80", (0, (3, 1.5)), "X"),
+    "belsley": Look("Belsley", "#9a6324", (0, (1, 1, 4, 1)), "D"),
+}
+NAMES = {order: look.name for order, look in LOOKS.items()}
+COLOURS = {order: look.colour for order, look in LOOKS.items()}
+DATA_SETS = {
+    "synthetic_1": "Synthetic 1",
+    "synthetic_2": "Synthetic 2",
+    "synthetic_3": "Synthetic 3",
+    "boston_housing": "Boston Housing",
+    "mnist": "MNIST",
+    "diabetes": "Diabetes",
+    "digits": "Digits",
+    "breast_cancer": "Breast Cancer",
+    "mnist_cost": "MNIST",
+}
+
+
+def line(order: str, **other: Any) -> dict[str, Any]:
+    """Colour, dashes and name of an order, for :meth:`matplotlib.axes.Axes.plot`."""
+    look = LOOKS[order]
+    return {"color": look.colour, "ls": look.dash, "label": look.name, **other}
+
+
+def style() -> None:
+    """Draw from here on as the book does; in a notebook, as SVG."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
+    plt.rcParams.update(
+        {
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+            "axes.edgecolor": PALE,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": "medium",
+            "axes.unicode_minus": True,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 96,
+            "figure.figsize": (_WIDTH, 3.6),
+            "legend.frameon": False,
+            "path.simplify_threshold": 0.3,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "parameter-ordering",
+        }
+    )
+    _show_as_svg()
+
+
+def number(value: float, error: float | None = None) -> str:
+    """A number as a reader writes it: a true minus, and the digits that its error leaves.
+
+    >>> number(-0.0658, 0.02), number(1234.5), number(0.5), number(1.29e-65)
+    ('−0.07', '1,234', '0.50', '1.3 × 10⁻⁶⁵')
+
+    Args:
+        value: what to write.
+        error: standard error or half the width of an interval; it decides the decimals. By default
+            two significant digits are written.
+    """
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else "−∞"[value > 0 :]
+    size = abs(value)
+    if size and not 1e-4 <= size < 1e7:
+        digits, power = f"{value:.1e}".split("e")
+        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{digits} × 10{raised}".replace("-", "−")
+    scale = error if error and np.isfinite(error) and error > 0 else size / 4
+    decimals = int(np.clip(-np.floor(np.log10(scale or 1)), 0, 5))
+    text = f"{value:,.{decimals}f}"
+    return text.removeprefix("-") if not float(text.replace(",", "")) else text.replace("-", "−")
+
+
+def describe(figure: Figure, text: str) -> Figure:
+    """Say with numbers what a figure shows, for readers who do not see it."""
+    figure.set_label(text)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG that follows the theme of the page that shows it."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    head, end, rest = text.partition("</style>")
+    return f"{head}\n{_dark_rules(rest)}{end}{rest}"
+
+
+def _dark_rules(drawing: str) -> str:
+    """Each colour of a drawing, and what takes its place in the dark theme."""
+    found = sorted(set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", drawing)))
+    rules = (f'[style*="{p}: {c}"]{{{p}:{in_the_dark(c)}!important}}' for p, c in found)
+    return f"@media (prefers-color-scheme: dark){{{''.join(rules)}}}"
+
+
+def in_the_dark(colour: str) -> str:
+    """The counterpart of a colour on a dark page: greys change sides, other hues get lighter.
+
+    >>> in_the_dark("#000000"), in_the_dark("#ffffff"), in_the_dark("#0072b2")
+    ('#ebebeb', '#1f1f1f', '#2fb1ff')
+    """
+    hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
+    high, low = max(to_rgb(colour)), min(to_rgb(colour))
+    if high - low < 0.15:
+        return str(to_hex([0.92 - 0.8 * light] * 3))
+    return str(to_hex(colorsys.hls_to_rgb(hue, max(light, 0.592), saturation)))
+
+
+def drawn(figure: Figure) -> str:
+    """The numbers of the lines and small images of a figure, as CSV."""
+    rows = [row for n, axis in enumerate(figure.axes, 1) for row in _drawn(n, axis)]
+    return pd.DataFrame(rows, columns=["panel", "what", "x", "y", "value"]).to_csv(index=False)
+
+
+def _drawn(n: int, axis: Axes) -> Iterable[tuple[Any, ...]]:
+    panel = axis.get_title(loc="left") or axis.get_title() or str(n)
+    for each in axis.get_lines():
+        name = str(each.get_label())
+        x, y = (np.atleast_1d(np.asarray(values)) for values in each.get_data(orig=True))
+        if x.dtype.kind in "fiu" and y.dtype.kind in "fiu" and len(x) == len(y):
+            name = "one run" if name.startswith("_") else name
+            for pair in zip(x, y, strict=True):
+                yield (panel, name, *(f"{value:.6g}" for value in pair), "")
+    for image in axis.get_images():
+        values = np.asarray(image.get_array())
+        if values.ndim == 2 and values.size <= _MOST_CELLS:
+            for (row, column), value in np.ndenumerate(values):
+                yield panel, "image", column, row, f"{value:.6g}"
+
+
+def narrow(figure: Figure) -> str:
+    """The figure for a phone: panels of one row below each other, others closer together.
+
+    The figure stays so.
+    """
+    panels = [axis for axis in figure.axes if axis.get_subplotspec()]
+    grids = [axis.get_subplotspec().get_geometry() for axis in panels]
+    height = figure.get_figheight()
+    for legend in figure.legends:
+        legend.set_ncols(1)
+    if len(grids) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
+        grid = GridSpec(len(panels), 1, figure=figure)
+        for cell, axis in zip(grid, panels, strict=True):
+            axis.set_subplotspec(cell)
+            axis.yaxis.set_tick_params(labelleft=True)
+            axis.set_ylabel(axis.get_ylabel() or panels[0].get_ylabel())
+        extra = sum(0.2 * len(legend.get_texts()) for legend in figure.legends)
+        figure.set_size_inches(_NARROW, 0.72 * height * len(panels) + extra)
+    else:
+        figure.set_size_inches(1.35 * _NARROW, height)
+    return svg(figure)
+
+
+def _show_as_svg() -> None:
+    """Give notebooks the SVG with its description and numbers, in place of a PNG."""
+    try:
+        from IPython.core.getipython import get_ipython
+        from matplotlib_inline.config import InlineBackend
+    except ImportError:
+        return
+    if shell := get_ipython():
+        InlineBackend.instance(parent=shell).figure_formats = set()  # it sets up itself, later
+        shell.display_formatter.mimebundle_formatter.for_type(Figure, _bundle)
+
+
+def _bundle(figure: Figure, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    about = {"alt": str(figure.get_label()), "csv": drawn(figure)}
+    return {SVG: svg(figure)}, {SVG: {**about, "narrow": narrow(figure)}}
