@@ -19,7 +19,14 @@ from parameter_ordering.paper.evidence.growth import growth_ratio, mean_growth
 from parameter_ordering.paper.evidence.statistics import mean_difference
 from parameter_ordering.paper.evidence.verdict import evidence, holm, verdict
 from parameter_ordering.paper.exhibits.chapter_tables import ratio
-from parameter_ordering.paper.exhibits.style import NAMES
+from parameter_ordering.paper.exhibits.style import (
+    COLOURS,
+    DATA_SETS,
+    NAMES,
+    PALE,
+    describe,
+    number,
+)
 
 _NOT_IN_THE_RACE = ("oracle", "random_shared")
 # For a squared error fresh gradient is the recommended order.
