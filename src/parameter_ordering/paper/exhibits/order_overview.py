@@ -193,22 +193,23 @@ def correlation_figure(correlation: pd.DataFrame) -> Figure:
     distance = 1 - (known + known.T) / 2
     tree = linkage(squareform(distance.clip(lower=0).to_numpy(copy=True), checks=False), "average")
     named = known.rename(index=NAMES, columns=NAMES)
-    grid = sns.clustermap(
-        named,
-        row_linkage=tree,
-        col_linkage=tree,
-        mask=correlation.isna().to_numpy(),
-        cmap="RdBu_r",
-        vmin=-1,
-        vmax=1,
-        annot=True,
-        fmt=".1f",
-        annot_kws={"fontsize": 7},
-        figsize=(7.4, 7.0),
-        cbar_kws={"label": "rank correlation"},
-        dendrogram_ratio=0.13,
-        cbar_pos=(0.02, 0.86, 0.03, 0.12),
-    )
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays it out
+        grid = sns.clustermap(
+            named,
+            row_linkage=tree,
+            col_linkage=tree,
+            mask=correlation.isna().to_numpy(),
+            cmap="RdBu_r",
+            vmin=-1,
+            vmax=1,
+            annot=True,
+            fmt=".1f",
+            annot_kws={"fontsize": 7},
+            figsize=(7.4, 7.0),
+            cbar_kws={"label": "rank correlation"},
+            dendrogram_ratio=0.13,
+            cbar_pos=(0.02, 0.86, 0.03, 0.12),
+        )
     grid.ax_heatmap.tick_params(labelsize=8, length=0)
     alike = known.loc["covariance"].drop("covariance")
     text = ", ".join(f"{NAMES[order]} {number(value, 0.05)}" for order, value in alike.items())

@@ -44,7 +44,7 @@ COMPARED = (
 ALSO_COMPARED = {
     "lasso": ("synthetic_3", "synthetic_2"),
     "elastic_net": ("synthetic_3",),
-    "belsley": ("boston_housing", "synthetic_3", "synthetic_2", "diabetes"),
+    "belsley": ("boston_housing", "synthetic_3", "synthetic_2"),
     "oracle": ("synthetic_3",),
 }
 COMPARED_LATE = (
