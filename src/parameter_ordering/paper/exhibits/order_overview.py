@@ -205,10 +205,9 @@ def correlation_figure(correlation: pd.DataFrame) -> Figure:
             annot=True,
             fmt=".1f",
             annot_kws={"fontsize": 7},
-            figsize=(7.4, 7.0),
-            cbar_kws={"label": "rank correlation"},
-            dendrogram_ratio=0.13,
-            cbar_pos=(0.02, 0.86, 0.03, 0.12),
+            figsize=(7.4, 6.4),
+            dendrogram_ratio=(0.12, 0.06),
+            cbar_pos=None,  # the numbers are written in
         )
     grid.ax_heatmap.tick_params(labelsize=8, length=0)
     alike = known.loc["covariance"].drop("covariance")
