@@ -4,6 +4,7 @@ What is compared are results of experiments, by the name of the data set.
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,7 +74,7 @@ def overview_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     """
     tables = {name: standings(data) for name, data in compared.items()}
     orders = _sorted(tables)
-    figure, axis = plt.subplots(figsize=(5.4, 1.0 + 0.2 * len(orders)))
+    figure, axis = plt.subplots(figsize=(5.4, 1.4 + 0.22 * len(orders)))
     for line in range(0, len(orders), 2):
         axis.axhspan(line - 0.5, line + 0.5, color=PALE, alpha=0.12, lw=0)
     for column, table in enumerate(tables.values()):
@@ -83,14 +84,17 @@ def overview_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
             if order in table.index and np.isfinite(table.ratio[order]):
                 _point(axis, column, line, table.loc[order])
     axis.set(xlim=(0, len(tables)), ylim=(len(orders) - 0.5, -0.5))
-    titles = [DATA_SETS.get(name, name).replace(" ", "\n") for name in tables]
-    axis.set_xticks([column + 0.5 for column in range(len(tables))], titles, fontsize=7)
-    axis.set_yticks(range(len(orders)), [NAMES[order] for order in orders], fontsize=7)
-    axis.tick_params(length=0, labeltop=True)
+    titles = [DATA_SETS.get(name, name) for name in tables]
+    axis.xaxis.tick_top()
+    axis.set_xticks([column + 0.3 for column in range(len(tables))], titles, fontsize=8)
+    axis.tick_params(axis="x", labelrotation=35)
+    plt.setp(axis.get_xticklabels(), ha="left", rotation_mode="anchor")
+    names = [fill(NAMES[order], 32) for order in orders]
+    axis.set_yticks(range(len(orders)), names, fontsize=7, linespacing=0.8)
+    axis.tick_params(length=0)
     low, high = _SCALE
-    axis.set_xlabel(
-        f"growth as a ratio to random; a column goes from {low} to {high:g}", fontsize=7
-    )
+    scale = f"growth as a ratio to random, each column from {low} to {high:g}"
+    figure.supxlabel(scale, fontsize=7)
     best = (
         f"{DATA_SETS.get(name, name)}: {NAMES[row.Index]}, {number(row.ratio, 0.05)}"
         for name, table in tables.items()
