@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test lint format bench accept clean
+.PHONY: help env book pdf archive look test lint format bench accept clean
 
 help:  ## list these verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,15 @@ book: env  ## run what changed, render the book, check it and its numbers: _buil
 	parameter-ordering check
 	parameter-ordering compare
 
+pdf: env  ## print the book that was built, with a browser: _build/book.pdf
+	python -m parameter_ordering.paper.book.pdf
+
+archive: env  ## pack the book that was built, with checksums: _build/book.zip
+	python -m parameter_ordering.paper.book.archive
+
+look: env  ## take a picture of every page, light, dark and on a phone: _build/look
+	python -m parameter_ordering.paper.book.browser
+
 test: env  ## run the tests, and the examples of the documentation
 	@echo "Running the tests and the examples of the docstrings."
 	pytest -n auto
@@ -28,6 +37,7 @@ lint: env  ## check style, types and who imports whom, and that notebooks carry 
 	ruff format --check
 	lint-imports
 	mypy
+	codespell
 	git ls-files -z '*.ipynb' | xargs -0 -r nbstripout --keep-id --verify
 
 format: env  ## bring sources and notebooks into that style
@@ -51,7 +61,7 @@ $(VENV)/env.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -c 'import torch, torchvision' 2>/dev/null; \
 		then grep -vE '^torch(vision)?==' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[book,cluster,test]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[book,cluster,test,web]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/env.stamp

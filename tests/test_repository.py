@@ -22,7 +22,12 @@ from sphinx.util.matching import get_matching_files
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-CONDA = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch", "ruamel.yaml": "ruamel-yaml"}
+CONDA = {
+    "matplotlib-base": "matplotlib",
+    "playwright-python": "playwright",
+    "pytorch-cpu": "torch",
+    "ruamel.yaml": "ruamel-yaml",
+}
 NOTEBOOKS = sorted((ROOT / "chapters").rglob("*.ipynb"))
 
 
@@ -50,10 +55,11 @@ def test_conda_takes_the_pinned_versions():
     assert versions.pop("python") == "3.11"
     assert versions == {name: PINS[CONDA.get(name, name)] for name in versions}
     names = {CONDA.get(name, name) for name in versions}
-    names |= {"backpack-for-pytorch", "schedulefree"}  # pip brings them: conda-forge may not
+    # pip brings these: conda-forge may not have them.
+    names |= {"axe-playwright-python", "backpack-for-pytorch", "schedulefree"}
     needed = PROJECT["dependencies"] + [
         line
-        for extra in ("paper", "book", "cluster", "integrations", "test")
+        for extra in ("paper", "book", "cluster", "integrations", "test", "web")
         for line in PROJECT["optional-dependencies"][extra]
     ]
     assert {Requirement(line).name for line in needed} - {PROJECT["name"]} <= names

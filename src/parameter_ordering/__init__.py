@@ -10,6 +10,7 @@ from parameter_ordering.granularity import by_units as by_units
 from parameter_ordering.granularity import to_parameters as to_parameters
 from parameter_ordering.masked_adam import MaskedAdam as MaskedAdam
 from parameter_ordering.masks import mask_of as mask_of
+from parameter_ordering.moments import GradientMoments as GradientMoments
 from parameter_ordering.order import frozen_mask as frozen_mask
 from parameter_ordering.order import mean_frozen as mean_frozen
 from parameter_ordering.order import rank as rank

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms
+from parameter_ordering.gradients.factors import Rows
 from parameter_ordering.gradients.pending import Pending
-from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients
-from parameter_ordering.gradients.per_sample import samples as count
+from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients, samples as count
 from parameter_ordering.gradients.running import Running
 from parameter_ordering.gradients.selected import check_whole, selected
 from parameter_ordering.gradients.shares import check_layers
@@ -138,12 +138,7 @@ class GradientCovariance:
         check_layers(model)
         self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
-            model,
-            self._parameters,
-            samples == "first",
-            ensemble_dims,
-            reduction == "mean",
-            batch_dim,
+            model, self._parameters, samples == "first", ensemble_dims, reduction == "mean", batch_dim
         )
         self._attached: _Attached | None = None
         self._sizes_seen = 0  # of the minibatches so far, as one number
@@ -227,6 +222,7 @@ class GradientCovariance:
         if self.ensemble_dims:
             raise ValueError("attach follows one model, not an ensemble: use update")
         check_batch_norms(self._batch_norms.items())
+        self._C.move(self._parameters)
         self._attached = _Attached(self, optimizer, scaler)
 
     def detach(self) -> None:
@@ -336,6 +332,9 @@ class _Attached:
 
     def _passed(self, gradients: dict[str, Tensor]) -> None:
         shares = self._shares
+        if not gradients:
+            shares.forget()
+            return
         found = shares.finish(gradients)
         if shares.error is not None:
             self._steps.fail(shares.error)

@@ -60,11 +60,10 @@ def freeze(
     ``load_state_dict``: the masks of the checkpoint replace those of the optimizer; if it holds
     none, these stay. They go by name where both optimizers know names, so also through
     ``torch.distributed.checkpoint`` and its functions for state dicts, nested and flattened, into
-    an optimizer with another order or other groups. (Of a flattened one, torch drops the masks
-    without a word if nobody has called ``freeze(optimizer)`` before; and saves them once for each
-    parameter.) Where masks are loaded and nothing holds them, the next step is an error; nothing
-    can tell where this module has not been imported. Copies and pickles of a frozen optimizer are
-    frozen.
+    an optimizer with another order or other groups. (A flattened one that is written to disk has
+    them once for each parameter.) Where masks are loaded and nothing holds them, or were dropped by
+    torch on their way into an optimizer that had none, the next step is an error; nothing can tell
+    where this module has not been imported. Copies and pickles of a frozen optimizer are frozen.
 
     **Wrappers.** Those of Accelerate and Lightning stand for the optimizer inside. Where an
     optimizer has methods that could write parameters, as schedule-free ones have ``train`` and
@@ -107,6 +106,7 @@ def freeze(
     Source: Grabovoy, Bakhteev, Strijov, (2.8), with the update multiplied by 1 - alpha, since alpha
     marks what is frozen.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> _ = torch.nn.init.ones_(model.weight)
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.5, weight_decay=0.5)
@@ -117,6 +117,10 @@ def freeze(
     (tensor([[0., 1.]]), tensor([[1.0000, 0.2500]]))
     """
     optimizers, around = _optimizers(optimizer)
+    for one in optimizers:
+        for kind, reason in _REFUSED.items():
+            if isinstance(one, kind):
+                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
     masks: dict[Tensor, Tensor] = {}
     for one in optimizers if mask is None or add else ():
         masks |= {each.p: each.mask for each in standing_masks(one)}
@@ -157,8 +161,4 @@ def _optimizers(
     """The optimizers whose steps are hooked, and what may write around each of them."""
     several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     pairs = [unwrap(each) for each in several]
-    for each, _ in pairs:
-        for kind, reason in _REFUSED.items():
-            if isinstance(each, kind):
-                raise TypeError(f"{kind.__name__} cannot be frozen: {reason}")
     return [inner for inner, _ in pairs], [around for _, around in pairs]

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from parameter_ordering.freezing import freeze, unfreeze
+from parameter_ordering.masked_adam import MaskedAdam
 from tests.frozen.cases import (
     HALF,
     cases,
@@ -188,19 +189,26 @@ def test_the_distributed_state_dict_carries_masks_by_name(way, saved, loaded):
     assert same_bits(model.parameters(), other_model.parameters())
 
 
+@pytest.mark.parametrize("frozen_before", [True, False])
 @pytest.mark.parametrize("way", ["nested", "flattened"])
-def test_masks_survive_a_distributed_checkpoint_on_disk(way, tmp_path):
+def test_masks_survive_a_distributed_checkpoint_on_disk(way, frozen_before, tmp_path):
+    """Where nobody has called freeze before, torch drops them, and the step is an error."""
     options = StateDictOptions(**WAYS[way])
     model, optimizer = trained(ORDERS[0])
     saved = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
     dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
     other_model, other = shuffled(ORDERS[0])
-    freeze(other)
+    if frozen_before:
+        freeze(other)
     state = {"optimizer": get_optimizer_state_dict(other_model, other, options=options)}
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(other_model, other, state["optimizer"], options=options)
-    moved = step_moves(other_model, other)
-    assert all(torch.equal(moved[name], ~mask) for name, mask in MASKS.items())
+    if frozen_before:
+        moved = step_moves(other_model, other)
+        assert all(torch.equal(moved[name], ~mask) for name, mask in MASKS.items())
+    else:
+        with pytest.raises(RuntimeError, match="freezes nothing"):
+            step_moves(other_model, other)
 
 
 @pytest.mark.parametrize("loaded", ORDERS[:2])
@@ -242,10 +250,36 @@ def test_what_would_lose_masks_on_the_way_is_refused():
         checkpoint["param_groups"][0][key] = new
     with pytest.raises(ValueError, match="none for 'weight': it was saved with other names"):
         optimizer.load_state_dict(checkpoint)
-    unaware_model, unaware = shuffled(ORDERS[1])
-    set_optimizer_state_dict(unaware_model, unaware, get_optimizer_state_dict(*trained(ORDERS[0])))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_state_dict_for_an_optimizer_that_nobody_froze_is_an_error_at_the_step(way):
+    options = StateDictOptions(**WAYS[way])
+    state = copy.deepcopy(get_optimizer_state_dict(*trained(ORDERS[0]), options=options))
+    model, optimizer = shuffled(ORDERS[1])
+    before = copy.deepcopy(model.state_dict())
+    set_optimizer_state_dict(model, optimizer, copy.deepcopy(state), options=options)
     with pytest.raises(RuntimeError, match="freezes nothing"):
-        step_moves(unaware_model, unaware)
+        step_moves(model, optimizer)
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+    if way == "flattened":
+        with pytest.raises(
+            ValueError, match=r"lost on the way .*: call freeze\(optimizer\) before"
+        ):
+            freeze(optimizer)
+    unfreeze(optimizer)
+    freeze(optimizer)
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+    moved = step_moves(model, optimizer)
+    assert all(torch.equal(moved[name], ~mask) for name, mask in MASKS.items())
+
+
+def test_a_flattened_state_dict_for_a_masked_adam_that_nobody_froze_is_refused():
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    state = get_optimizer_state_dict(*trained(ORDERS[0], kind=MaskedAdam), options=options)
+    model, optimizer = shuffled(ORDERS[0], kind=MaskedAdam)
+    with pytest.raises(ValueError, match="lost on the way"):
+        set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
 @pytest.mark.parametrize("named", [False, True])

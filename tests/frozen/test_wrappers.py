@@ -239,6 +239,26 @@ def test_lookahead_holds_still(kind, inside):
     assert moves(model, partial(once, model, looking)).all()
 
 
+@pytest.mark.parametrize("scheduled_first", [True, False])
+def test_a_scheduler_may_stand_before_the_step_that_is_guarded(scheduled_first):
+    model, optimizer = linear(lr=0.1)
+    looking = Lookahead(optimizer)
+    looking.defaults = {}
+    if not scheduled_first:
+        freeze(looking, HALF)
+    schedule = optim.lr_scheduler.StepLR(looking, 1, gamma=0.5)
+    if scheduled_first:
+        freeze(looking, HALF)
+    for t in range(2):
+        assert torch.equal(moves(model, partial(once, model, looking)), ~HALF["weight"])
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5 ** (t + 1)
+    assert looking._opt_called
+    unfreeze(looking)
+    assert moves(model, partial(once, model, looking)).all()
+    assert hasattr(looking.step, "_wrapped_by_lr_sched")
+
+
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
 def test_sharpness_aware_half_steps_hold_still(kind):
     torch.manual_seed(0)
@@ -264,6 +284,9 @@ def test_exchanged_averages_leave_what_is_frozen():
     before = model.weight.detach().clone()
     with optimizer.averaged():
         assert torch.equal(model.weight != before, ~HALF["weight"])
+    assert torch.equal(model.weight == before, HALF["weight"])
+    with pytest.raises(KeyError), optimizer.averaged():
+        raise KeyError
     assert torch.equal(model.weight == before, HALF["weight"])
 
 

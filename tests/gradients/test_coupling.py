@@ -26,11 +26,19 @@ def test_means_and_sums(S, reduction):
 @pytest.mark.parametrize("S", [5, 300])
 @pytest.mark.parametrize("settings", [{"weight": torch.arange(1.0, 5.0)}, {"ignore_index": 3}])
 def test_weights_that_depend_on_the_minibatch(S, settings):
-    """Their mean divides by what the minibatch holds; their sum is one over samples."""
+    """Neither a mean nor a sum over samples, and nothing that their shares could not say."""
     output, y = minibatch(S)
-    check_loss(nn.CrossEntropyLoss(reduction="sum", **settings), output, y, 0, mean=False)
-    with pytest.raises(ValueError, match="class weights or ignore_index"):
-        check_loss(nn.CrossEntropyLoss(**settings), output, y, 0, mean=True)
+    check_loss(nn.CrossEntropyLoss(**settings), output, y, 0, mean=True)
+    with pytest.raises(ValueError, match="give the other reduction="):
+        check_loss(nn.CrossEntropyLoss(reduction="sum", **settings), output, y, 0, mean=True)
+
+
+def test_a_loss_that_squeezes_the_samples_away():
+    output, y = torch.randn(5, 1), torch.rand(5)
+    with pytest.raises(ValueError, match=r"S = 1: .*squeeze\(\)"):
+        check_loss(
+            lambda o, y: F.binary_cross_entropy_with_logits(o.squeeze(), y), output, y, 0, True
+        )
 
 
 def test_samples_on_a_later_axis():
@@ -48,8 +56,7 @@ def test_a_loss_that_one_sample_does_not_have():
     def loss_fn(o, y):
         return (o.unsqueeze(1) - o).square().sum() / torch.tensor(len(o) * (len(o) - 1))
 
-    with pytest.raises(ValueError, match="not the mean over samples"):
-        check_loss(loss_fn, output, y, 0, mean=True)
+    check_loss(loss_fn, output, y, 0, mean=True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ for (const place of document.querySelectorAll("[data-look]")) {
     </form>
     <div class="look-panels">
       <figure><canvas width="28" height="28" role="img"></canvas><figcaption>frozen weights of each pixel: <i class="look-scale"></i> none to all</figcaption></figure>
-      <figure><svg viewBox="0 0 420 300" role="img"></svg><figcaption>test loss against the share of frozen parameters</figcaption></figure>
+      <figure><svg viewBox="0 0 440 300" role="img"></svg><figcaption>test loss against the share of frozen parameters</figcaption></figure>
     </div>
     <p class="look-words" role="status" aria-live="polite"></p>`);
   const form = place.querySelector("form"), canvas = place.querySelector("canvas");

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from parameter_ordering.frozen.masks import KEY, keys, stored
+from parameter_ordering.frozen.masks import KEY, LOST, has_lost_masks, keys, stored
 from parameter_ordering.frozen.names import Names, bare
 
 
@@ -24,8 +24,11 @@ def export_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     by_name = all(isinstance(key, str) for key in union)
     if by_name and len(union) == sum(map(len, complete)):
         complete = [union] * len(complete)
+    frozen = any(stored(group) for group in optimizer.param_groups)
     for group, masks in zip(state_dict["param_groups"], complete, strict=True):
         group[KEY] = masks
+        if frozen and "param_names" in group:
+            group["param_names"] = tuple(group["param_names"])
 
 
 def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +48,8 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
                 "the checkpoint is that of a MaskedAdam(compact=True): no other optimizer can use "
                 "moments of the free parameters alone"
             )
+        if has_lost_masks(group):
+            raise ValueError(LOST)
         masks = stored(group)
         if any(isinstance(each, str) for each in group["params"]):
             names = group["params"]
@@ -57,8 +62,8 @@ def admit_masks(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
         else:
             _put_in_order(ours, group)
             names = ours.get("param_names") or group.get("param_names") or ()
-        if "param_names" in ours:
-            group["param_names"] = list(ours["param_names"])
+        if known := ours.get("param_names") or group.get("param_names"):
+            group["param_names"] = list(known)
         if KEY not in group:
             if KEY in ours:
                 group[KEY] = ours[KEY]

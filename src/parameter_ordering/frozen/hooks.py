@@ -97,6 +97,7 @@ class Freezing:
         self.thaw(optimizer)
         self._remove_gradient_hooks()
         _remove(self._hooks)
+        self.parts = {}  # a guard that somebody has wrapped holds nothing any more
         for name in ("_freezing", "__reduce_ex__"):
             del vars(optimizer)[name]
 
@@ -238,7 +239,7 @@ def _refuse_unless_frozen(
 ) -> None:
     if freezing_of(optimizer) is None and has_masks_of_nobody(optimizer):
         raise RuntimeError(
-            "the optimizer holds masks that it has loaded, and freezes nothing: call "
+            "the optimizer has loaded a checkpoint with masks, and freezes nothing: call "
             "freeze(optimizer) before loading them, or unfreeze(optimizer) to drop them"
         )
 

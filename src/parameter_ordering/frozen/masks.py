@@ -16,10 +16,17 @@ from parameter_ordering.frozen.names import Names
 from parameter_ordering.frozen.parts import local
 
 KEY = "frozen_masks"
+LOST = (
+    "the masks of the checkpoint were lost on the way into the optimizer: call freeze(optimizer) "
+    "before set_optimizer_state_dict, and load it again"
+)
 
 
 class Held(dict[str | int, Tensor]):
     """The masks of a parameter group whose parameters hooks hold still."""
+
+
+_NOTHING = Held()
 
 
 class Masked(NamedTuple):
@@ -50,6 +57,8 @@ def standing_masks(optimizer: Optimizer) -> list[Masked]:
     """What the masks in the groups of an optimizer freeze, or an error where they do not fit."""
     masks = {}
     for group in optimizer.param_groups:
+        if has_lost_masks(group):
+            raise ValueError(LOST)
         of_group = stored(group)
         for key, p in zip(keys(group), group["params"], strict=True):
             if (mask := of_group.get(key)) is not None:
@@ -80,16 +89,35 @@ def set_masks(optimizer: Optimizer, masked: Iterable[Masked]) -> None:
     for group in optimizer.param_groups:
         pairs = zip(keys(group), group["params"], strict=True)
         group[KEY] = Held({key: masks[p] for key, p in pairs if p in masks})
+        _forget_loss(group)
 
 
 def drop_masks(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         group.pop(KEY, None)
+        _forget_loss(group)
+
+
+def has_lost_masks(group: Mapping[str, Any]) -> bool:
+    """Whether a group comes from a checkpoint with masks, and they do not.
+
+    Names are a tuple there, where torch has a list: a flattened state dict brings the names of
+    parameters to every optimizer, and the masks only to one that has some.
+    """
+    return KEY not in group and type(group.get("param_names")) is tuple
 
 
 def has_masks_of_nobody(optimizer: Optimizer) -> bool:
-    """Whether masks were loaded that no hooks hold."""
-    return any(KEY in group and type(group[KEY]) is not Held for group in optimizer.param_groups)
+    """Whether masks were loaded that no hooks hold, or were lost on the way."""
+    return any(
+        has_lost_masks(group) or type(group.get(KEY, _NOTHING)) is not Held
+        for group in optimizer.param_groups
+    )
+
+
+def _forget_loss(group: dict[str, Any]) -> None:
+    if "param_names" in group:
+        group["param_names"] = list(group["param_names"])
 
 
 def by_parameter(optimizers: Sequence[Optimizer], mask: Mapping[Any, Tensor]) -> dict[Tensor, Any]:

@@ -8,9 +8,10 @@ write its parameters themselves. And methods beside ``step`` move parameters too
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial, wraps
 from inspect import getattr_static, isfunction
+from types import MethodType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ _HOOKS = "_optimizer_step_pre_hooks"
 Hold = Callable[[], AbstractContextManager[None]]
 
 
-def unwrap(optimizer: Optimizer) -> tuple[Optimizer, list[Optimizer]]:
+def unwrap(optimizer: Any) -> tuple[Optimizer, list[Optimizer]]:
     """The optimizer whose steps have hooks, and what stands around it and may write as well."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -47,14 +48,20 @@ class Guard:
 
     def __init__(self, writer: object, names: list[str], hold: Hold):
         self._writer = weakref.ref(writer)
-        self._names = names
+        self._methods: dict[str, tuple[Any, Any]] = {}
         for name in names:
-            vars(writer)[name] = _guarded(self._writer, name, hold)
+            before = vars(writer).get(name)  # a scheduler may have put itself before the method
+            guarded = _guarded(getattr(type(writer), name), before, hold)
+            self._methods[name] = guarded, before
+            vars(writer)[name] = MethodType(guarded, writer)
 
     def remove(self) -> None:
         writer = self._writer()
-        for name in self._names:
-            vars(writer).pop(name, None)
+        for name, (guarded, before) in self._methods.items():
+            if getattr(vars(writer).get(name), "__func__", None) is guarded:
+                del vars(writer)[name]
+                if before is not None:
+                    vars(writer)[name] = before
 
 
 def writing_methods(writer: Optimizer, step: bool = False) -> list[str]:
@@ -73,13 +80,12 @@ def _only_hands_on(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith(_ONLY_HAND_ON)
 
 
-def _guarded(reference: weakref.ref[Any], name: str, hold: Hold) -> Callable[..., Any]:
-    method = getattr(type(reference()), name)
-
-    @wraps(method)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+def _guarded(method: Any, before: Any, hold: Hold) -> Callable[..., Any]:
+    @wraps(before or method)
+    def guarded(writer: Any, *args: Any, **kwargs: Any) -> Any:
+        call = method.__get__(writer) if before is None else before
         with hold():
-            result = method(reference(), *args, **kwargs)
+            result = call(*args, **kwargs)
         return _held(result, hold) if isinstance(result, AbstractContextManager) else result
 
     return guarded
@@ -88,10 +94,13 @@ def _guarded(reference: weakref.ref[Any], name: str, hold: Hold) -> Callable[...
 @contextmanager
 def _held(context: AbstractContextManager[Any], hold: Hold) -> Iterator[Any]:
     """The context, with a hold while it begins and while it ends."""
-    with hold():
-        value = context.__enter__()
-    try:
-        yield value
-    finally:
+    with ExitStack() as stack:
         with hold():
-            context.__exit__(None, None, None)
+            value = context.__enter__()
+        stack.push(partial(_leave, context, hold))
+        yield value
+
+
+def _leave(context: AbstractContextManager[Any], hold: Hold, *error: Any) -> bool | None:
+    with hold():
+        return context.__exit__(*error)

@@ -41,8 +41,10 @@ class Again:
         """
         if not first and (test or call.layer not in self._mapped):
             self._mapped[call.layer] = self._try(call, parameters, axis)
-        if not first and self._mapped[call.layer]:
-            yield from _mapped(call, parameters, axis)
+        if first and call.random is None and self._mapped.get(call.layer):
+            yield from _mapped(call, parameters, axis, 1)
+        elif not first and self._mapped[call.layer]:
+            yield from _mapped(call, parameters, axis, call.within.S or 0)
         else:
             yield from _one_by_one(call, parameters, axis, first)
 
@@ -50,7 +52,7 @@ class Again:
         if call.random is not None and axis:
             return False
         try:
-            parts = list(_mapped(call, parameters, axis))
+            parts = list(_mapped(call, parameters, axis, call.within.S or 0))
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return False
         w, outputs, direct = _run(call, parameters, axis)
@@ -96,13 +98,15 @@ def _call(
     clones = {id(b): b.clone() for b in layer.buffers()}
     state |= {place: clones[id(b)] for place, b in places(layer, "buffers")}
     device = next(iter(parameters.values())).device
-    assert call.autocast is not None
     with (
         torch.enable_grad(),
         torch.autocast(**call.autocast, cache_enabled=False),
         replayed(call.random, device),
         attributes_kept(layer),
     ):
+        for each in layer.modules():
+            if isinstance(each, nn.utils.parametrize.ParametrizationList):
+                each.eval()  # a spectral norm would take a step in training
         return functional_call(layer, state, args, kwargs, tie_weights=False)
 
 
@@ -147,8 +151,10 @@ def _one_by_one(
         }
 
 
-def _mapped(call: Call, parameters: dict[str, Tensor], axis: int) -> Iterator[dict[str, Tensor]]:
-    """By vmap over the samples, as many at a time as memory has room for."""
+def _mapped(
+    call: Call, parameters: dict[str, Tensor], axis: int, of: int
+) -> Iterator[dict[str, Tensor]]:
+    """By vmap over the first samples, as many at a time as memory has room for."""
     gradients = _by_samples(call, axis)
     S = call.within.S or 0
     leaves, spec = tree_flatten((call.args, call.kwargs))
@@ -170,11 +176,9 @@ def _mapped(call: Call, parameters: dict[str, Tensor], axis: int) -> Iterator[di
     chosen = [t if m is not None else torch.zeros(()) for t, m in zip(leaves, mapped, strict=True)]
     size = sum(p.numel() * p.itemsize for p in parameters.values())
     step = S if call.random is not None else max(1, min(S, _ROOM // max(size, 1)))
-    for start in range(0, S, step):
-        n = min(step, S - start)
-        some = [
-            t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)
-        ]
+    for start in range(0, of, step):
+        n = min(step, of - start)
+        some = [t if m is None else t.narrow(m, start, n) for t, m in zip(chosen, mapped, strict=True)]
         d = {k: g.narrow(axis, start, n) for k, g in gradients.items()}
         over = vmap(grad(share), (None, mapped, axis), 0, randomness="different")
         yield {name: _dense(g) for name, g in over(w, some, d).items()}

@@ -40,6 +40,10 @@ class Rows:
         """The sum of the g_i: (*E, *shape)."""
         return self.scale * self.g.sum(self.dim)
 
+    def weighted(self, weights: Tensor) -> "Rows":
+        """weights[i] g_i."""
+        return Rows(_times(self.g, weights, self.dim), self.dim, self.scale)
+
     def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
         """C <- C + alpha (g_1 - g_S)^2, in place."""
         r = torch.sub(g_S, self.g.select(self.dim, 0), alpha=self.scale)
@@ -81,6 +85,9 @@ class Sum(Factors):
     def part(self, start: int, length: int) -> "Sum":
         return Sum([term.part(start, length) for term in self.terms], self.scale)
 
+    def weighted(self, weights: Tensor) -> "Sum":
+        return Sum([term.weighted(weights) for term in self.terms], self.scale)
+
     def rows(self) -> Tensor:
         first, *others = (term.rows() for term in self.terms)
         return self.scale * sum(others, first)
@@ -113,6 +120,9 @@ class Outer(Factors):
     def part(self, start: int, length: int) -> "Outer":
         d, a = (_few(t, -2, start, length) for t in (self.d, self.a))
         return Outer(d, a, self.scale)
+
+    def weighted(self, weights: Tensor) -> "Outer":
+        return Outer(_times(self.d, weights, -2), self.a, self.scale)
 
     def rows(self) -> Tensor:
         return self.scale * self.d.unsqueeze(-1) * self.a.unsqueeze(-2)
@@ -169,6 +179,10 @@ class OuterSum(Factors):
         d, x = (_few(t, 0, start, length) for t in (self.d, self.x))
         return OuterSum(d, x, self.scale, self.shape, self.unfold)
 
+    def weighted(self, weights: Tensor) -> "OuterSum":
+        d = _times(self.d, weights, 0)
+        return OuterSum(d, self.x, self.scale, self.shape, self.unfold)
+
     def _chunk(self, d: Tensor, x: Tensor) -> Tensor:
         return (d @ self.unfold(x).mT).view(-1, *self.shape)
 
@@ -206,6 +220,9 @@ class Lookup(Factors):
         index, d = (_few(t, 0, start, length) for t in (self.index, self.d))
         return Lookup(index, d, self.scale, self.shape)
 
+    def weighted(self, weights: Tensor) -> "Lookup":
+        return Lookup(self.index, _times(self.d, weights, 0), self.scale, self.shape)
+
     def _scatter(self, index: Tensor, d: Tensor, length: int) -> Tensor:
         out = d.new_zeros(length, d.shape[-1])
         return out.index_add_(0, index.flatten(), d.flatten(0, -2), alpha=self.scale)
@@ -229,6 +246,13 @@ class Lookup(Factors):
         keys, position = torch.unique(self._keys(), return_inverse=True)
         g = self._scatter(position, self.d, len(keys))
         C.index_add_(0, keys % self.shape[0], g.square_(), alpha=alpha / len(self.index))
+
+
+def _times(t: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """Each sample times its weight."""
+    shape = [1] * t.dim()
+    shape[dim] = len(weights)
+    return t * weights.to(t).view(shape)
 
 
 def _few(t: Tensor, dim: int, start: int, length: int) -> Tensor:

@@ -73,12 +73,8 @@ def units(
 def _is_called(module: nn.Module, around: nn.Module) -> bool:
     return (
         getattr(getattr(module, "forward", None), "__func__", module) is not nn.Module.forward
-        and not isinstance(
-            module, (nn.utils.parametrize.ParametrizationList, torch.jit.ScriptModule)
-        )
-        and not isinstance(
-            around, (nn.MultiheadAttention, nn.utils.parametrize.ParametrizationList)
-        )
+        and not isinstance(module, (nn.utils.parametrize.ParametrizationList, torch.jit.ScriptModule))
+        and not isinstance(around, (nn.MultiheadAttention, nn.utils.parametrize.ParametrizationList))
     )
 
 
@@ -94,7 +90,14 @@ def sample_axis(layer: nn.Module, tensor: Tensor) -> int | None:
     return None
 
 
-def factors(layer: nn.Module, a: Tensor, d: Tensor, ensemble: bool, E: int) -> dict[str, Rows]:
+def works_on_positions(layer: nn.Module) -> bool:
+    """Whether the layer does the same to each row, however these are laid out in axes."""
+    return isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding))
+
+
+def factors(
+    layer: nn.Module, a: Tensor, d: Tensor, ensemble: bool, E: int
+) -> dict[str, Rows]:
     """The shares of the parameters of a layer, by local name; those that the rule gives.
 
     Args:

@@ -65,9 +65,7 @@ class Pending:
         if C.first:
             g_S = {name: each.to(_like(C, name)) * (mean / self.S) for name, each in g.items()}
             none = {n: Rows(torch.zeros_like(g_S[n]).unsqueeze(0)) for n in g_S}
-            firsts = {
-                n: _joined(self._firsts[n], mean) if n in self._firsts else none[n] for n in g
-            }
+            firsts = {n: _joined(self._firsts[n], mean) if n in self._firsts else none[n] for n in g}
             C.add(g_S, firsts, alpha)
         elif isinstance(C.sum, Tensor):
             own = {name: each.unsqueeze(0) for name, each in g.items()}

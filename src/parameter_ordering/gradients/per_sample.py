@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from parameter_ordering.gradients.coupling import check_loss, check_model
 from parameter_ordering.gradients.factors import Rows
+from parameter_ordering.gradients.recorder import silent
 from parameter_ordering.gradients.running import accumulator_dtype
 from parameter_ordering.gradients.shares import Shares
 from parameter_ordering.gradients.steps import scale_of
@@ -81,12 +82,13 @@ class PerSampleGradients:
                 raise ValueError("loss_fn must give one number, as with reduction='mean' or 'sum'")
             if not self._checked:
                 self._checked = self._check(loss_fn, output, y, leaf)
-            scale, added = scale_of(scaler), self._without_penalty(loss, output)
+            scale = scale_of(scaler)
+            alone = self._alone(loss_fn, loss, output, y)
             with _gradients_before_hooks(self.parameters, shares.distributed) as before:
                 (loss if scaler is None else scaler.scale(loss)).backward()
-            g = {n: w.grad for n, w in self.parameters.items() if w.grad is not None} | before
-            local = g if shares.distributed else {**g, **{n: scale * a for n, a in added.items()}}
-            found = shares.finish(local)
+            g = {n: w.grad for n, w in self.parameters.items() if w.grad is not None}
+            local = g | before
+            found = shares.finish({n: each for n, each in local.items() if n not in alone})
         finally:
             shares.stop()
         if shares.error is not None:
@@ -95,15 +97,12 @@ class PerSampleGradients:
             if w.grad is not None:
                 w.grad._of_update = True  # type: ignore[attr-defined]
         S = shares.S or 1
-        if shares.distributed:
-            g |= {n: w.grad for n, w in self.parameters.items() if w.grad is not None}
-        if added:
-            g |= {n: scale * a for n, a in added.items()}
         divisor = scale if self.mean else S * scale
-        g_S = {name: self._dense(name, each, divisor) for name, each in g.items() if name in found}
+        g = g | (local if not shares.distributed else {})
+        g_S = {n: self._dense(n, each, divisor) for n, each in g.items() if n in found | alone}
         for rows in found.values():
             rows.scale = (S if self.mean else 1) / scale
-        return loss.detach(), g_S, {name: found[name] for name in g_S}
+        return loss.detach(), g_S, {name: (found | alone)[name] for name in g_S}
 
     def _with_leaf(self, x: Batch) -> tuple[Batch, Tensor | None]:
         if self._checked or not isinstance(x, Tensor) or not x.is_floating_point():
@@ -119,23 +118,34 @@ class PerSampleGradients:
             return True
         if output.shape[axis] != y.shape[axis]:
             return True
-        with self.shares.silent():
+        with silent():
             shown = check_loss(loss_fn, output, y, axis, self.mean)
             return shown and (x is None or check_model(loss_fn, output, y, x, axis))
 
-    def _without_penalty(self, loss: Tensor, output: Any) -> dict[str, Tensor]:
-        """The gradient through the output, of parameters that the loss itself uses too."""
-        if not isinstance(output, Tensor) or output.grad_fn is None or self._ensemble:
+    def _alone(
+        self, loss_fn: Callable[..., Tensor], loss: Tensor, output: Any, y: Any
+    ) -> dict[str, Rows]:
+        """The g_i of parameters that the loss itself uses too, from the losses of single samples."""
+        if not isinstance(output, Tensor) or output.grad_fn is None or not isinstance(y, Tensor):
             return {}
         used = _parameters_beyond(loss.grad_fn, output.grad_fn)
-        names = [name for name, w in self.parameters.items() if id(w) in used]
-        if not names:
+        w = {name: w for name, w in self.parameters.items() if id(w) in used}
+        if not w:
             return {}
-        with self.shares.silent():
-            (d,) = torch.autograd.grad(loss, output, retain_graph=True)
-            w = [self.parameters[name] for name in names]
-            g = torch.autograd.grad(output, w, d, retain_graph=True, materialize_grads=True)
-        return dict(zip(names, g, strict=True))
+        rows: list[tuple[Tensor, ...]] = []
+        axis = self.axis
+        with silent():
+            for i in range(1 if self.shares.first_only else output.shape[axis]):
+                l_i = loss_fn(output.narrow(axis, i, 1), y.narrow(axis, i, 1))
+                rows.append(
+                    torch.autograd.grad(
+                        l_i, [*w.values()], retain_graph=True, materialize_grads=True
+                    )
+                )
+        return {
+            name: Rows(torch.stack([self._dense(name, g, 1) for g in each], axis), axis)
+            for name, each in zip(w, zip(*rows, strict=True), strict=True)
+        }
 
     def _dense(self, name: str, gradient: Tensor, divisor: float) -> Tensor:
         """Not sparse, as that of an embedding may be, and in the precision of the accumulator."""

@@ -36,7 +36,13 @@ _KEEP = frozenset(
     MkldnnConvolution SlowConv3D ThnnConv2D ConvolutionOverrideable""".lower().split()
 )
 # What does unless it works along the first axis, by the attribute that says which.
-_UNLESS_FIRST = dict.fromkeys(("cat", "cumsum", "select", "slice", "split", "splitwithsizes", "stack", "unbind", "mean", "sum", "glu", "unfold", "narrow", "std", "var", "amax", "amin", "flip", "prod", "cumprod"), "_saved_dim")  # fmt: skip
+_UNLESS_FIRST = {
+    name: "_saved_dim"
+    for name in (
+        "cat", "cumsum", "select", "slice", "split", "splitwithsizes", "stack", "unbind", "mean",
+        "sum", "glu", "unfold", "narrow", "std", "var", "amax", "amin", "flip", "prod", "cumprod",
+    )
+}  # fmt: skip
 
 
 def graph(within: Pass, outputs: Edges, edges: Edges) -> tuple[int, bool]:
@@ -70,7 +76,7 @@ def _keeps(node: Node, name: str, following: tuple, S: int) -> bool:
         dim = getattr(node, _UNLESS_FIRST[kind], None)
         if isinstance(dim, tuple):
             return bool(dim) and all(_later(d) for d in dim)
-        return (dim is not None and _later(dim)) or all(_of_parameters(f) for f, _ in following)
+        return dim is not None and _later(dim) or all(_of_parameters(f) for f, _ in following)
     if kind == "mm":
         return _of_parameters(following[1][0])
     if kind == "embedding":
@@ -106,9 +112,15 @@ def _of_parameters(node: Node | None) -> bool:
 
 
 def weigh(
-    within: Pass, place: tuple[Call, int], gradient: Tensor, outputs: Edges, edges: Edges, axis: int
+    within: Pass,
+    place: tuple[Call, int],
+    gradient: Tensor,
+    outputs: Edges,
+    edges: Edges,
+    parameters: dict[str, Tensor],
+    axis: int,
 ) -> None:
-    """Send the gradient of an output back, weighted, to all layers, and keep what comes there.
+    """Send the gradient of an output back, weighted, and keep what comes to layers and parameters.
 
     The graph stays for the backward pass that goes on. What came from another output already is
     not sent again.
@@ -118,13 +130,16 @@ def weigh(
     others = {key: e for key, e in (outputs | edges).items() if e != outputs[place]}
     if not send.any():
         return
+    targets: list[Any] = [*others.values(), *parameters.values()]
     found = torch.autograd.grad(
-        [outputs[place]], list(others.values()), [send], retain_graph=True, allow_unused=True
+        [outputs[place]], targets, [send], retain_graph=True, allow_unused=True
     )
-    for key, g in zip(others, found, strict=True):
+    keys: list[Any] = [*others, *parameters]
+    for key, g in zip(keys, found, strict=True):
         if g is not None:
-            known = within.weighted.get(key)
-            within.weighted[key] = g if known is None else known + g
+            kept: dict[Any, Tensor] = within.sums if isinstance(key, str) else within.weighted
+            g = g.to_dense() if g.is_sparse else g
+            kept[key] = kept[key] + g if key in kept else g
 
 
 def axis_of(within: Pass, place: tuple[Call, int], d: Tensor, axes: list[int]) -> int | None:
@@ -137,14 +152,17 @@ def axis_of(within: Pass, place: tuple[Call, int], d: Tensor, axes: list[int]) -
     if not came.isfinite().all():  # which proves nothing
         return axes[0] if axes else None
     for axis in axes:
-        if d.dim() > axis and d.shape[axis] == len(within.weights):
+        if d.dim() > axis and d.shape[axis] % len(within.weights) == 0:
             if float((_weighted(d, within.weights, axis) - came).norm()) <= tolerance:
                 return axis
     return None
 
 
 def _weighted(d: Tensor, weights: Tensor, axis: int) -> Tensor:
-    if d.dim() <= axis or d.shape[axis] != len(weights):
+    S = len(weights)
+    if d.dim() > axis and d.shape[axis] != S and axis == 0 and d.shape[0] % S == 0:
+        weights = weights.repeat_interleave(d.shape[0] // S)  # rows of one sample side by side
+    elif d.dim() <= axis or d.shape[axis] != S:
         return d  # a number for all samples, such as the loss itself
     shape = [1] * d.dim()
     shape[axis] = len(weights)

@@ -6,8 +6,7 @@ never differentiated leaves nothing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,10 @@ class Pass:
         root: the call of the model itself.
         calls: how often each layer was called.
         weights: random weights of the samples while their places are put to the test, or None.
+        weighted: the gradients of the outputs of layers for samples with these weights.
+        sums: those of parameters.
         faults: what is wrong, by layer.
+        tolerance: how far two orders of computing may be apart.
     """
 
     def __init__(self, S: int | None):
@@ -36,9 +38,10 @@ class Pass:
         self.calls: Counter[nn.Module] = Counter()
         self.weights: Tensor | None = None
         self.weighted: dict[tuple[Call, int], Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.faults: dict[nn.Module, str] = {}
         self.arrived = self.tested = False
-        self.signature = 0
+        self.signature, self.tolerance = 0, 0.0
 
 
 class Call:
@@ -97,15 +100,17 @@ class Recorder:
         forward: "Callable[[Pass, Edges, Edges], None]",
         arrived: Callable[[Call, int, Tensor], None],
     ):
-        self.root, self.axis, self.off = root, axis, False
+        self.root, self.axis = root, axis
         self.device = next((w.device for w in root.parameters()), torch.device("cpu"))
         self._forward, self._arrived = forward, arrived
         self._pass: Pass | None = None  # the forward pass that goes on
         self._backward: Pass | None = None  # the one whose backward pass goes on
         self._edges: Edges = {}
+        self._task = -1, False  # of autograd, and whether it adds to .grad
         self._random: dict[nn.Module, list[State]] = {}
         self._start: State | None = None
         self._handles: list[Any] = []
+        self._of_tensors: list[Any] = []  # on the outputs of the last pass
         self.install(layers)
 
     def install(self, layers: dict[nn.Module, bool]) -> None:
@@ -118,31 +123,27 @@ class Recorder:
             # First of all forward hooks: others may replace the output.
             hook = Hook(partial(self._record, again))
             add(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        add(self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True))
+        add(
+            self.root.register_forward_hook(Hook(self._end), with_kwargs=True, always_call=True)
+        )
 
     def remove(self) -> None:
-        for handle in self._handles:
+        for handle in self._handles + self._of_tensors:
             handle.remove()
         self._handles.clear()
+        self._of_tensors.clear()
         self._edges, self._pass, self._backward = {}, None, None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before, self.off = self.off, True
-        try:
-            yield
-        finally:
-            self.off = before
 
     def differentiating(self, within: Pass | None) -> None:
         """Calls from now on are repetitions in the backward pass of this pass."""
         self._backward = within
 
     def _begin(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.off or in_backward() or self._pass is not None:
+        if silent.depth or in_backward() or self._pass is not None:
             return
         self._backward = None  # a backward pass that has failed never said that it was over
         self._edges = {}
+        self._of_tensors.clear()
         sized = (t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))
         S = next((t.shape[self.axis] for t in sized if t.dim() > self.axis), None)
         self._pass = Pass(S)
@@ -151,7 +152,7 @@ class Recorder:
 
     def _end(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         within = self._pass
-        if self.off or in_backward() or within is None:
+        if silent.depth or in_backward() or within is None:
             return
         self._pass = None
         if output is None or not torch.is_grad_enabled():
@@ -165,13 +166,13 @@ class Recorder:
         self._forward(within, outputs, edges)
 
     def _before(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        if not self.off and torch.is_grad_enabled():
+        if not silent.depth and torch.is_grad_enabled():
             self._random.setdefault(layer, []).append(random_state(self.device))
 
     def _record(
         self, again: bool, layer: nn.Module, args: tuple, kwargs: dict, output: Any
     ) -> None:
-        if self.off:
+        if silent.depth:
             return
         again_in_backward = in_backward()
         within = self._backward if again_in_backward else self._pass
@@ -195,7 +196,8 @@ class Recorder:
             if torch.is_tensor(t) and t.requires_grad:
                 if t.is_leaf:
                     continue
-                t.register_hook(Hook(partial(self._receive, call, k)))
+                hook = Hook(partial(self._receive, call, k))
+                self._of_tensors.append(t.register_hook(hook))
                 if edges is not None:
                     edges[call, k] = get_gradient_edge(t)
 
@@ -207,22 +209,43 @@ class Recorder:
             "enabled": torch.is_autocast_enabled(kind),
         }
 
+    def _counts(self) -> bool:
+        """Whether this backward pass adds to ``.grad``, unlike one for a gradient of the input."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task[0]:
+            edges = (get_gradient_edge(w) for w in self.root.parameters() if w.requires_grad)
+            counts = any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+            self._task = task, counts
+        return self._task[1]
+
     def _receive(self, call: Call, k: int, gradient: Tensor) -> None:
-        if not self.off:
+        if not silent.depth and self._counts():
             self._arrived(call, k, gradient.detach())
 
 
 Edges = dict[tuple[Call, int], GradientEdge]
 
 
+class silent:
+    """Within it, passes forward and backward count for nothing, whoever follows the model."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        silent.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        silent.depth -= 1
+
+
 class Hook:
     """A hook that copies and pickles of what it hangs on leave behind."""
 
-    def __init__(self, function: Callable[..., None]):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
 
-    def __call__(self, *args: Any) -> None:
-        self.function(*args)
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
 
     def __deepcopy__(self, memo: dict) -> "Hook":
         return Hook(_nothing)
@@ -250,4 +273,6 @@ def _detached(value: Any) -> Any:
 
 
 def _drawn(before: State, after: State) -> bool:
-    return any(a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    return any(
+        a is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True)
+    )

@@ -37,11 +37,19 @@ class Running:
                     f"axes of the ensemble must be the same for all, {tuple(self.ensemble)}"
                 )
         self.sizes = [prod(shape[E:]) for shape in self.shapes.values()]
-        self.scale, self.sum = 1.0, self._zero(parameters, memory_limit)
+        self.scale = 1.0
+        self.sum: dict[str, Tensor] | Tensor = self._zero(parameters, memory_limit)
 
     def parts(self) -> Iterable[Tensor]:
         """The tensors that the sum consists of."""
         return (self.sum,) if isinstance(self.sum, Tensor) else self.sum.values()
+
+    def move(self, parameters: Mapping[str, Tensor]) -> None:
+        """To where the parameters are now."""
+        if isinstance(self.sum, Tensor):
+            self.sum = self.sum.to(next(iter(parameters.values())).device)
+        else:
+            self.sum = {name: C.to(parameters[name].device) for name, C in self.sum.items()}
 
     def decay(self, beta: float) -> None:
         """C <- beta C."""

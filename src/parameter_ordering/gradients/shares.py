@@ -1,8 +1,7 @@
 """The shares of the samples in the gradient of a minibatch, from what its layers leave."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,15 @@ from parameter_ordering.gradients import places
 from parameter_ordering.gradients.again import Again
 from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms, rounding
 from parameter_ordering.gradients.factors import Rows, Sum
-from parameter_ordering.gradients.layers import factors, has_rule, sample_axis, units
-from parameter_ordering.gradients.recorder import Call, Edges, Pass, Recorder, inner
+from parameter_ordering.gradients.layers import (
+    factors,
+    has_rule,
+    sample_axis,
+    units,
+    works_on_positions,
+)
+from parameter_ordering.gradients.recorder import Call, Edges, Pass, Recorder, inner, silent
+from parameter_ordering.gradients.recurrent import has_recurrence, recurrent
 from parameter_ordering.gradients.running import accumulator_dtype
 from parameter_ordering.gradients.steps import Steps
 
@@ -92,16 +98,15 @@ class Shares:
         self.recorder = None
         self._clear()
 
+    def forget(self) -> None:
+        """The backward pass has left no gradient."""
+        assert self.recorder is not None
+        self.recorder.differentiating(None)
+        self._clear()
+
     def stream(self, take: Take | None) -> None:
         """Hand over shares as soon as they are whole, not at the end of the backward pass."""
         self._take = take
-
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Backward passes that count for nothing."""
-        assert self.recorder is not None
-        with self.recorder.paused():
-            yield
 
     @property
     def by_rule(self) -> set[str]:
@@ -160,6 +165,7 @@ class Shares:
                 self._steps.begin()
                 self._steps.exact |= within.tested
         call.gradients[k] = d
+        within.tolerance = max(within.tolerance, rounding(d.dtype))
         if within.weights is not None and within.S is not None:
             self._weigh(call, k, d)
         if call is within.root or call.layer not in self._units:
@@ -176,17 +182,22 @@ class Shares:
         try:
             if call is within.root:
                 if (call, k) in outputs:
-                    assert self.recorder is not None
-                    with self.recorder.paused():
-                        places.weigh(within, (call, k), d, outputs, edges, self.axis)
+                    with silent():
+                        w = {n: w for n, w in self.parameters.items() if w.requires_grad}
+                        w = w if within.tested else {}
+                        places.weigh(within, (call, k), d, outputs, edges, w, self.axis)
             elif (call, k) in edges:
                 axis = places.axis_of(within, (call, k), d, self._candidates(call, d))
-                if axis is None:
+                own = sample_axis(call.layer, d)
+                if axis is None and own not in (None, self.axis):
+                    within.faults[call.layer] = self._other_axis(own, d.shape[own], within)
+                elif axis is None:
                     within.faults[call.layer] = "it has the samples in other places than the loss"
                 elif self._axes.setdefault(call.layer, axis) != axis:
                     within.faults[call.layer] = "its samples are on one axis now, on another before"
         except RuntimeError:  # what forbids a second backward pass, as reentrant checkpointing
             within.weights = None
+            within.sums.clear()
 
     def _candidates(self, call: Call, d: Tensor) -> list[int]:
         own = sample_axis(call.layer, d)
@@ -201,17 +212,24 @@ class Shares:
             if all(t.dim() > axis and t.shape[axis] == S for t in tensors):
                 return axis
         if own is not None:
-            call.within.faults[call.layer] = (
-                f"it has its samples on axis {own}, and there are {tensors[0].shape[own]} of them "
-                f"where the model has {S} on axis {self.axis}: give batch_first=True, or tell where "
-                "the samples are by batch_dim="
-            )
+            found = tensors[0].shape[own]
+            call.within.faults[call.layer] = self._other_axis(own, found, call.within)
         return None
+
+    def _other_axis(self, own: int, found: int, within: Pass) -> str:
+        return (
+            f"it has its samples on axis {own}, {found} of them, where the model has {within.S} on "
+            f"axis {self.axis}: give it batch_first=True, or tell where the samples are by batch_dim="
+        )
 
     def _by_rule(self, call: Call, d: Tensor) -> None:
         a, layer, within = call.input(), call.layer, call.within
         assert a is not None
         axis = self._axis(call, [a, d])
+        if axis is None and works_on_positions(layer) and self._axes.get(layer) == 0:
+            if a.shape[0] % within.S == d.shape[0] % within.S == 0:  # rows of a sample side by side
+                a, d = (t.unflatten(0, (within.S, -1)) for t in (a, d))
+                axis = 0
         if axis is None:
             within.faults.setdefault(layer, "it has no axis of the samples")
             return
@@ -267,7 +285,7 @@ class Shares:
                     self._from_root(within, bad, gradients)
                 self._tested.add(within.signature)
                 self._passes += 1
-            return {n: t[0] if len(t) == 1 else Sum(t) for n, t in self._terms.items() if t}
+            return {name: _sum(terms) for name, terms in self._terms.items()}
         except _Fault as fault:
             self.error = str(fault)
             return {}
@@ -299,9 +317,21 @@ class Shares:
                 within.faults.setdefault(call.layer, "it has no axis of the samples")
                 continue
             try:
-                self._rerun(call, names, axis, within)
+                if has_recurrence(call) and all(self._units[call.layer].values()):
+                    self._recur(call, within)
+                else:
+                    self._rerun(call, names, axis, within)
             except RuntimeError as error:
                 within.faults[call.layer] = f"it cannot be differentiated again: {error}"
+
+    def _recur(self, call: Call, within: Pass) -> None:
+        call.check_unchanged()
+        names = self._units[call.layer]
+        first = self.first_only and not within.tested
+        with silent():
+            found = recurrent(call, first, self._dtypes[next(iter(names))])
+        for name, local in names.items():
+            self._term(name, found[local], within, call.layer)
 
     def _rerun(self, call: Call, names: list[str], axis: int, within: Pass) -> None:
         assert self.recorder is not None
@@ -309,7 +339,7 @@ class Shares:
         chosen = {name: self.parameters[name] for name in names}
         first = self.first_only and not within.tested
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        with self.recorder.paused(), torch.no_grad():
+        with silent(), torch.no_grad():
             for part in self._again.shares(call, chosen, axis, first, within.tested):
                 for name, s in part.items():
                     found[name].append(s.to(self._dtypes[name]))
@@ -323,20 +353,24 @@ class Shares:
         bad = {n for layer in within.faults for n in self._units.get(layer, ())} & gradients.keys()
         bad |= gradients.keys() - self._terms.keys() - self._streamed
         if within.tested:
-            noise = _noise(gradients)
+            noise = _noise(gradients, within)
             for name in gradients.keys() - bad - self._streamed:
-                if not self._adds_up(name, gradients[name], noise):
+                if not self._adds_up(name, gradients[name], noise, within):
                     bad.add(name)
                 elif float(_dense(gradients[name]).norm()) > 2 * noise:
                     self._right.add(name)
         return [name for name in self.parameters if name in bad]
 
-    def _adds_up(self, name: str, gradient: Tensor, noise: float) -> bool:
-        terms = self._terms[name]
-        total = (terms[0] if len(terms) == 1 else Sum(terms)).total()
-        tolerance = rounding(gradient.dtype)
-        error = float((total - _dense(gradient)).norm())
-        return error <= tolerance * max(float(gradient.norm()), float(total.norm())) + noise
+    def _adds_up(self, name: str, gradient: Tensor, noise: float, within: Pass) -> bool:
+        """Also when each is weighted by a random number, where that is known."""
+        rows = _sum(self._terms[name])
+        pairs = [(rows.total(), _dense(gradient))]
+        if name in within.sums and within.weights is not None:
+            pairs.append((rows.weighted(within.weights).total(), within.sums[name]))
+        size = max(float(t.norm()) for pair in pairs for t in pair)
+        return all(
+            float((have - want).norm()) <= within.tolerance * size + noise for have, want in pairs
+        )
 
     def _from_root(self, within: Pass, names: list[str], gradients: dict[str, Tensor]) -> None:
         """The last way, for this pass; the next takes it at once, from the module around."""
@@ -348,9 +382,8 @@ class Shares:
         for name in names:
             self._terms.pop(name, None)
             self.another_way[name] = self.model
-        root, why = (
-            within.root,
-            "; ".join(f"{self._name(layer)}: {why}" for layer, why in within.faults.items()),
+        root, why = within.root, "; ".join(
+            f"{self._name(layer)}: {why}" for layer, why in within.faults.items()
         )
         try:
             if root is None:
@@ -363,8 +396,8 @@ class Shares:
             self._find_units()
             if self.recorder is not None:
                 self.recorder.install(self._again_of_layers())
-        noise = _noise(gradients)
-        wrong = [name for name in names if not self._adds_up(name, gradients[name], noise)]
+        noise = _noise(gradients, within)
+        wrong = [n for n in names if not self._adds_up(n, gradients[n], noise, within)]
         if wrong:
             raise _Fault(_unreached(wrong, why))
 
@@ -396,6 +429,10 @@ def check_layers(model: nn.Module) -> None:
             )
 
 
+def _sum(terms: list[Rows]) -> Rows:
+    return terms[0] if len(terms) == 1 else Sum(terms)
+
+
 def _dense(g: Tensor) -> Tensor:
     return g.to_dense() if g.is_sparse else g
 
@@ -405,7 +442,7 @@ def _finite(gradients: dict[str, Tensor]) -> bool:
     return all(bool(_dense(g).isfinite().all()) for g in gradients.values())
 
 
-def _noise(gradients: dict[str, Tensor]) -> float:
+def _noise(gradients: dict[str, Tensor], within: Pass) -> float:
     """What rounding may leave of a gradient that vanishes, measured by the largest."""
-    norms = [float(_dense(g).norm()) * rounding(g.dtype) for g in gradients.values()]
-    return 1e-3 * max(norms, default=0.0)
+    norms = (float(_dense(g).norm()) for g in gradients.values())
+    return 1e-3 * within.tolerance * max(norms, default=0.0)

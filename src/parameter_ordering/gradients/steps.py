@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from parameter_ordering.gradients.recorder import Hook, in_backward
+from parameter_ordering.gradients.recorder import Hook, in_backward, silent
 
 _engine: Any = torch.autograd.Variable._execution_engine
 
@@ -84,7 +84,7 @@ class Steps:
             _engine.queue_callback(self._last)
 
     def _arrived(self, name: str, gradient: Tensor) -> None:
-        if not in_backward():
+        if silent.depth or not in_backward():
             return
         self.begin()
         known = self._added.get(name)
@@ -131,6 +131,7 @@ class Steps:
     def _end(self) -> None:
         self._in_pass = -1
         if not self._added:
+            self._passed({})
             return
         added, self._added = self._added, {}
         scale = scale_of(self.scaler)

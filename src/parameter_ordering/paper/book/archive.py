@@ -1,7 +1,7 @@
 """The site as one file that reads the same in ten years: ``python -m ...paper.book.archive``.
 
 A zip of all pages, offline and from disk, with ``SHA256SUMS`` over every file in it, the manifest
-``codecheck.yml``, the PDF if it was made, and nothing that changes when the same site is packed again.
+``codecheck.yml``, and the PDF if it was made. The same site packs to the same bytes.
 """
 
 import hashlib

@@ -55,7 +55,8 @@ def view(opened: Any, size: tuple[int, int], theme: str) -> Any:
     """A window of this size, in which pages have the theme "light" or "dark"."""
     width, height = size
     context = opened.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-    context.add_init_script(f"localStorage.mode = localStorage.theme = {theme!r}")
+    chosen = f"localStorage.mode = localStorage.theme = {theme!r}"
+    context.add_init_script(f"if (location.protocol !== 'about:') {chosen}")
     return context
 
 

@@ -33,7 +33,7 @@ def polished(body: str, file: Callable[[str], Path | None]) -> str:
     """
     body = _IMAGE.sub(lambda found: _figure(found, file), body)
     body = _EMPTY.sub(r"<td\1></td>", body)
-    body = _TABLE.sub(lambda table: f'<div class="scrolls">{table[0]}</div>', body)
+    body = _TABLE.sub(lambda table: f'<div class="scrolls" tabindex="0">{table[0]}</div>', body)
     return with_minus(body)
 
 

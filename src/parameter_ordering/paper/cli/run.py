@@ -100,5 +100,6 @@ def _command(experiment: type[Experiment]) -> Callable[..., int]:
     return command
 
 
-for _name in experiments.__all__:
-    app.command(_command(getattr(experiments, _name)), name=_name)
+for _name, _experiment in vars(experiments).items():
+    if isinstance(_experiment, type):
+        app.command(_command(_experiment), name=_name)

@@ -50,13 +50,19 @@ def picture(ledger: Claims, rows: Sequence[Row], splits: Sequence[str] = ("", "t
     return Html(f'{_key(shown)}<ol class="ledger">{items}</ol>')
 
 
-def cards(ledger: Claims, rows: Sequence[Row], chosen: Mapping[str, Sequence[str]]) -> Html:
-    """A card for each group of claims: what the paper says, and what came of it.
+def cards(
+    ledger: Claims,
+    rows: Sequence[Row],
+    chosen: Mapping[str, Sequence[str]],
+    level: str = "one data set",
+) -> Html:
+    """A card for each group of claims: what the paper says, and what came of it, and where.
 
     Args:
         ledger: the claims.
         rows: judged.
         chosen: ids of claims by the words of the card.
+        level: of the rows that are counted.
     """
     known = {claim.id for claim in ledger.claims}
     if missing := [name for names in chosen.values() for name in names if name not in known]:
@@ -64,11 +70,24 @@ def cards(ledger: Claims, rows: Sequence[Row], chosen: Mapping[str, Sequence[str
     items = []
     for words, names in chosen.items():
         found = [row for row in rows if row.id in names and _parts(row)[3] in ("", "test")]
+        found = [row for row in found if _parts(row)[0] == level]
         counts = Counter(row.verdict for row in found)
-        outcome = "".join(f"<li>{_verdict(each)}: {n}</li>" for each, n in counts.most_common())
+        outcome = "".join(
+            f"<li>{_verdict(each)}: {_places([r for r in found if r.verdict == each])}</li>"
+            for each, _ in counts.most_common()
+        )
         tone = MARKS.get(counts.most_common(1)[0][0], _OTHER)[0] if counts else "none"
         items.append(f'<li class="card {tone}"><p>{escape(words)}</p><ul>{outcome}</ul></li>')
     return Html(f'<ul class="cards">{"".join(items)}</ul>')
+
+
+def _places(rows: Sequence[Row]) -> str:
+    """Data sets and t0s of some rows, in words."""
+    when: dict[str, list[str]] = {}
+    for row in rows:
+        _, experiment, t0, _ = _parts(row)
+        when.setdefault(_word(experiment), []).append(_word(t0))
+    return ", ".join(f"{name} ({' and '.join(dict.fromkeys(t0))})" for name, t0 in when.items())
 
 
 def cases(rows: Sequence[Row]) -> Html:
@@ -227,8 +246,10 @@ def _ratio(name: str, t0: str, data: xr.Dataset, says: str) -> str:
     head = f'<span class="of">{_word(name)}, {_word(t0)}</span>'
     said = f"<span>paper: {escape(says)}</span>"
     if found is None:
-        what = "the loss hardly grows in any order: no ratio"
-        return f'<div class="case none{late}">{head}<span class="strip">{what}</span>{said}</div>'
+        what = "hardly grows in any order: no ratio"
+        return (
+            f'<div class="case none{late}">{head}<span class="strip none">{what}</span>{said}</div>'
+        )
     low, high = found.interval()
     tone = "yes" if high < 1 else "no" if low > 1 else "open"
     error = (high - low) / 4

@@ -69,8 +69,28 @@ LOOKS = {
     "variational_relevance": Look("variational relevance", "#3d5a80", (0, (3, 1.5)), "X"),
     "belsley": Look("Belsley", "#9a6324", (0, (1, 1, 4, 1)), "D"),
 }
-NAMES = {order: look.name for order, look in LOOKS.items()}
-COLOURS = {order: look.colour for order, look in LOOKS.items()}
+
+
+class _Looks(dict[str, Look]):
+    """Those above; an order that has no look of its own is dotted in ink, under its own name."""
+
+    def __missing__(self, order: str) -> Look:
+        return Look(order.replace("_", " "), INK, (0, (1, 3)), ".")
+
+
+class _Part(dict[str, str]):
+    """One part of the looks, by order."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__({order: getattr(look, part) for order, look in LOOKS.items()})
+        self._part = part
+
+    def __missing__(self, order: str) -> str:
+        return str(getattr(LOOKS[order], self._part))
+
+
+LOOKS = _Looks(LOOKS)
+NAMES, COLOURS = _Part("name"), _Part("colour")
 DATA_SETS = {
     "synthetic_1": "Synthetic 1",
     "synthetic_2": "Synthetic 2",
@@ -205,8 +225,12 @@ def narrow(figure: Figure) -> str:
     panels = [axis for axis in figure.axes if axis.get_subplotspec()]
     grids = [axis.get_subplotspec().get_geometry() for axis in panels]
     height = figure.get_figheight()
-    for legend in figure.legends:
-        legend.set_ncols(1)
+    for legend in list(figure.legends):
+        texts = [text.get_text() for text in legend.get_texts()]
+        title = legend.get_title().get_text()
+        legend.remove()
+        where = {"loc": "outside lower center", "ncols": 1, "handlelength": 3}
+        figure.legend(legend.legend_handles, texts, title=title, **where)
     if len(grids) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
         grid = GridSpec(len(panels), 1, figure=figure)
         for cell, axis in zip(grid, panels, strict=True):

@@ -10,14 +10,3 @@ from parameter_ordering.paper.experiments.table_1 import (
     synthetic_2,
     synthetic_3,
 )
-
-__all__ = [
-    "boston_housing",
-    "breast_cancer",
-    "diabetes",
-    "digits",
-    "mnist",
-    "synthetic_1",
-    "synthetic_2",
-    "synthetic_3",
-]

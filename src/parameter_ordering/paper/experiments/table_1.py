@@ -161,7 +161,7 @@ class BreastCancer(Experiment):
         return models.perceptron(30, self.hidden, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Diabetes(Experiment):
     """Progression of diabetes with a perceptron 10-20-1, p = 241: not in the paper.
 
@@ -172,10 +172,10 @@ class Diabetes(Experiment):
     """
 
     name = "diabetes"
-    t0: int = 50
-    iterations: int = 150
+    t0: PositiveInt = 50
+    iterations: NonNegativeInt = 150
     horizon: int = 4000
-    hidden: int = 20
+    hidden: PositiveInt = 20
     loss = staticmethod(models.squared_error)
 
     def data(self) -> data.Data:
@@ -185,7 +185,7 @@ class Diabetes(Experiment):
         return models.perceptron(10, self.hidden, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Digits(Experiment):
     """Classification of small images of digits with a perceptron 64-20-10, p = 1510: not in the
     paper.
@@ -197,10 +197,10 @@ class Digits(Experiment):
     """
 
     name = "digits"
-    t0: int = 200
-    iterations: int = 1000
+    t0: PositiveInt = 200
+    iterations: NonNegativeInt = 1000
     horizon: int = 4000
-    hidden: int = 20
+    hidden: PositiveInt = 20
     loss = staticmethod(models.cross_entropy)
 
     def data(self) -> data.Data:
