@@ -174,7 +174,7 @@ class Diabetes(Experiment):
     name = "diabetes"
     t0: PositiveInt = 50
     iterations: NonNegativeInt = 150
-    horizon: int = 4000
+    horizon: PositiveInt = 4000
     hidden: PositiveInt = 20
     loss = staticmethod(models.squared_error)
 
@@ -199,7 +199,7 @@ class Digits(Experiment):
     name = "digits"
     t0: PositiveInt = 200
     iterations: NonNegativeInt = 1000
-    horizon: int = 4000
+    horizon: PositiveInt = 4000
     hidden: PositiveInt = 20
     loss = staticmethod(models.cross_entropy)
 
