@@ -45,10 +45,17 @@ def test_orders_without_the_pair_of_figure_2(tmp_path, capsys):
     assert capsys.readouterr().out.count(".png") == 1
 
 
+def test_each_stage_is_drawn(tmp_path, capsys):
+    assert run("boston_housing", tmp_path, "--stages", "2", "4") == 0
+    written = capsys.readouterr().out
+    for name in ("loss-t0-2", "alpha-t0-2", "loss-t0-4", "alpha-t0-4"):
+        assert f"{name}.png" in written
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "0"], "runs must be at least 1"),
+        (["--runs", "0"], "--runs: Input should be greater than 0, got 0"),
         (["--runs", "3", "--runs", "4"], "--runs specified multiple times"),
         (["--runs", "many"], 'unable to convert "many" into int'),
         (["--S", "100000"], "S = 100000"),

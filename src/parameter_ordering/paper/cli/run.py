@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import xarray as xr
 from cyclopts import App, Parameter
+from pydantic import ValidationError
 
 from parameter_ordering.paper import experiments
 from parameter_ordering.paper.experiments.experiment import Experiment
@@ -22,7 +23,7 @@ settings; what is there already is not computed again, nor are shards of runs th
 call had finished. The settings, with the book's values, are listed by --help after a name. ::
 
     parameter-ordering run boston_housing --runs 100 --t0 500 --out results
-    parameter-ordering run boston_housing --runs 100 --backend dask --scheduler tcp://HOST:8786
+    parameter-ordering run mnist --backend dask --scheduler tcp://HOST:8786
 """,
     help_format="rst",
     default_parameter=Parameter(
@@ -77,9 +78,12 @@ def _draw(data: xr.Dataset, path: Path) -> Iterator[Path]:
 
     figures.style()
     orders = data["order"].values.tolist()
-    drawn = {"loss": figures.loss_figure(data, orders)}
-    if {"covariance", "random"} <= set(orders):
-        drawn["alpha"] = figures.alpha_figure(data)
+    stages = {f"-t0-{t0}": data.sel(t0=t0) for t0 in data.t0.values} if "t0" in data.dims else {}
+    drawn = {}
+    for stage, frozen in (stages or {"": data}).items():
+        drawn[f"loss{stage}"] = figures.loss_figure(frozen, orders)
+        if {"covariance", "random"} <= set(orders):
+            drawn[f"alpha{stage}"] = figures.alpha_figure(frozen)
     for name, figure in drawn.items():
         file = path.with_name(f"{path.stem}-{name}.png")
         with replacing(file) as part:
@@ -89,15 +93,37 @@ def _draw(data: xr.Dataset, path: Path) -> Iterator[Path]:
 
 def _command(experiment: type[Experiment]) -> Callable[..., int]:
     """A verb whose options are the settings of the experiment, described by its docstrings."""
+    plain = _plain(experiment)
+    book = plain()
 
-    book = experiment()
+    def command(*, settings: Any = book, how: How = _HERE) -> int:
+        try:
+            given = experiment(**vars(settings))
+        except ValidationError as error:
+            for each in error.errors():
+                name = "--" + str(each["loc"][0]).replace("_", "-")
+                print(f"{name}: {each['msg']}, got {each['input']!r}", file=sys.stderr)
+            return 2
+        return _run(given, how)
 
-    def command(*, settings: Experiment = book, how: How = _HERE) -> int:
-        return _run(settings, how)
-
-    command.__annotations__["settings"] = Annotated[experiment, Parameter(name="*")]
+    command.__annotations__["settings"] = Annotated[plain, Parameter(name="*")]
     command.__doc__ = (experiment.__doc__ or "").partition("\n")[0]
     return command
+
+
+def _plain(experiment: type[Experiment]) -> type:
+    """The settings as a dataclass that checks nothing: words must become numbers before."""
+    bases: tuple[type, ...] = ()
+    for each in reversed(experiment.__mro__):
+        if is_dataclass(each):
+            types = get_type_hints(each)  # without what pydantic holds a setting to
+            settings = [(one.name, types[one.name], one.default) for one in fields(each)]
+            documented = {"__doc__": each.__doc__, "__module__": each.__module__}
+            plain = make_dataclass(
+                each.__name__, settings, bases=bases, kw_only=True, namespace=documented
+            )
+            bases = (plain,)
+    return plain
 
 
 for _name, _experiment in vars(experiments).items():

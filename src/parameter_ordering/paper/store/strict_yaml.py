@@ -15,7 +15,8 @@ def load_yaml(path: Path) -> Any:
     try:
         return _yaml().load(path)
     except YAMLError as error:
-        raise ValueError(str(error).partition("\n\n")[0]) from error  # then how to allow it
+        found = str(error).partition("\n\n")[0]  # then how to allow it
+        raise ValueError(f"{path}: {found}") from error
 
 
 def write_yaml(path: Path, contents: Any) -> None:
