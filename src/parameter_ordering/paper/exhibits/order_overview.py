@@ -90,7 +90,7 @@ def overview_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     axis.tick_params(axis="x", labelrotation=35)
     plt.setp(axis.get_xticklabels(), ha="left", rotation_mode="anchor")
     names = [fill(NAMES[order], 32) for order in orders]
-    axis.set_yticks(range(len(orders)), names, fontsize=7, linespacing=0.8)
+    axis.set_yticks(range(len(orders)), names, fontsize=7, linespacing=0.95)
     axis.tick_params(length=0)
     low, high = _SCALE
     scale = f"growth as a ratio to random, each column from {low} to {high:g}"
