@@ -197,8 +197,8 @@ class Digits(Experiment):
     """
 
     name = "digits"
-    t0: PositiveInt = 200
-    iterations: NonNegativeInt = 1000
+    t0: PositiveInt = 225
+    iterations: NonNegativeInt = 825
     horizon: PositiveInt = 4000
     hidden: PositiveInt = 20
     loss = staticmethod(models.cross_entropy)
