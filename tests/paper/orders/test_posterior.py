@@ -42,7 +42,7 @@ def linear(seed):
 
 def test_relevance_is_that_of_the_best_diagonal_gaussian(own_training):
     x, y = regression()
-    training = own_training([linear(0), linear(1)], x, y, t0=2500, lr=3e-3)
+    training = own_training([linear(0), linear(1)], x, y, t0=4000, lr=2e-3)
     found = variational_relevance(training, prior_variance=2.0, noise_variance=0.25)["0.weight"]
     precision = x.T @ x / 0.25 + torch.eye(N) / 2.0
     mean = torch.linalg.solve(precision, x.T @ y / 0.25)
