@@ -16,6 +16,7 @@ from parameter_ordering.order import mean_frozen as mean_frozen
 from parameter_ordering.order import rank as rank
 from parameter_ordering.schedule import FreezeSchedule as FreezeSchedule
 from parameter_ordering.schedule import ramp as ramp
+from parameter_ordering.scores import scores as scores
 from parameter_ordering.skipping import skip_gradients as skip_gradients
 from parameter_ordering.suggest import suggest_k as suggest_k
 

@@ -1,8 +1,7 @@
-"""The tables and the figure that compare orders, on made-up results whose reading is known."""
+"""The tables that compare orders, on made-up results whose reading is known."""
 
 from io import StringIO
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +11,6 @@ from parameter_ordering.paper.exhibits.chapter_tables import NO_RATIO
 from parameter_ordering.paper.exhibits.figures import NAMES
 from parameter_ordering.paper.exhibits.order_comparison import (
     freezable_table,
-    growth_figure,
     growth_table,
     scores_table,
     stability_table,
@@ -72,20 +70,6 @@ def test_the_smallest_growth_is_bold_and_what_cannot_be_told_from_it():
         if ("font-weight", "bold") in styles
     }
     assert bold == {("covariance", "slower"), ("covariance", "same"), ("random", "same")}
-
-
-def test_the_figure_has_the_ratios_or_says_that_there_is_none():
-    figure = growth_figure(COMPARED)
-    panels = dict(zip(COMPARED, figure.axes, strict=True))
-    assert [axis.get_title() for axis in figure.axes] == list(COMPARED)
-    labels = [each.get_text() for each in figure.axes[0].get_yticklabels()]
-    assert labels == [NAMES["covariance"], NAMES["oracle"]]
-    points = [each.lines[0].get_xydata()[0] for each in panels["slower"].containers]
-    np.testing.assert_allclose(points, [[0.5, 0], [0.2, 1]], rtol=0.05)
-    assert not panels["flat"].containers
-    assert "not well above 0" in panels["flat"].texts[0].get_text()
-    assert not panels["slower"].texts
-    plt.close(figure)
 
 
 def test_what_can_be_frozen_lies_between_none_and_all():

@@ -24,6 +24,7 @@ from parameter_ordering.paper.experiments.data import (
     Data,
     boston_housing,
     breast_cancer,
+    diabetes,
     digits,
     mnist,
     synthetic_classification,
@@ -107,7 +108,7 @@ def test_boston_housing_is_the_known_table():
     assert with_price[12].item() == pytest.approx(-0.7377, abs=1e-4)
 
 
-@pytest.mark.parametrize("load", [boston_housing, breast_cancer])
+@pytest.mark.parametrize("load", [boston_housing, breast_cancer, diabetes])
 def test_features_are_standardized_by_the_training_part(load):
     sample = load()
     x = sample.x_train.double()
@@ -145,6 +146,16 @@ def test_classes_of_scikit_learn_are_split_alike(load, sizes, classes, seed):
     torch.testing.assert_close(*shares, rtol=0, atol=1 / sizes[1])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_progression_of_diabetes_is_standardized_by_the_training_part(seed):
+    sample = diabetes(data_seed=seed)
+    y = sample.y_train.double()
+    assert (y.mean().item(), y.var(correction=0).item()) == pytest.approx((0, 1), abs=1e-5)
+    assert abs(sample.y_test.mean().item()) > 1e-3
+    # The progression goes with the body mass index, the third feature, more than with any other.
+    assert (sample.x_train.double().T @ y).abs().argmax() in (2, 8)
+
+
 def test_more_tumours_are_benign():
     sample = breast_cancer()
     y = torch.cat([sample.y_train, sample.y_test])
@@ -174,6 +185,7 @@ def test_a_seed_draws_another_split_of_the_same_objects(load):
         (boston_housing, torch.float32),
         (mnist, torch.int64),
         (breast_cancer, torch.float32),
+        (diabetes, torch.float32),
         (digits, torch.int64),
     ],
 )

@@ -10,6 +10,7 @@ from parameter_ordering.ensemble import ENSEMBLE_DIMS
 from parameter_ordering.order import rank, shuffle_within
 from parameter_ordering.paper.experiments.protocol import train
 from parameter_ordering.paper.experiments.shard import Shard
+from parameter_ordering.paper.orders.ancestors import ANCESTORS
 from parameter_ordering.paper.orders.catalogue import ORDERS
 from parameter_ordering.paper.orders.scores import SCORES
 
@@ -36,11 +37,12 @@ def assert_same(ranks, expected):
     assert all(torch.equal(ranks[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", SCORES | ANCESTORS)
 def test_an_order_by_score_is_that_of_its_score(name):
     """Ties, which ``zero_variance`` has, are broken by the seeds of each run."""
-    training = at_t0("synthetic_3" if name == "oracle" else "boston_housing")
-    expected = rank(SCORES[name](training), training.tie_seeds, ENSEMBLE_DIMS)
+    linear = name in ("oracle", "lasso", "elastic_net")
+    training = at_t0("synthetic_3" if linear else "boston_housing")
+    expected = rank((SCORES | ANCESTORS)[name](training), training.tie_seeds, ENSEMBLE_DIMS)
     assert_same(ORDERS[name](training), expected)
 
 
@@ -58,7 +60,11 @@ def test_a_random_order_is_that_of_its_seeds(order, seeds, training):
 
 @pytest.mark.parametrize(
     ("order", "score"),
-    [("random_within_tensors", "covariance"), ("fresh_within_tensors", "fresh_gradient")],
+    [
+        ("random_within_tensors", "covariance"),
+        ("fresh_within_tensors", "fresh_gradient"),
+        ("recommended_within_tensors", "recommended"),
+    ],
 )
 def test_a_random_order_within_tensors_is_of_its_score_and_each_runs_seed(order, score, training):
     expected = shuffle_within(ORDERS[score](training), training.own_seeds, ENSEMBLE_DIMS)

@@ -5,17 +5,13 @@ What is compared are results of experiments with the same orders, by name.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from parameter_ordering.paper.evidence.growth import freezable, growth_ratio, mean_growth
+from parameter_ordering.paper.evidence.growth import freezable, mean_growth
 from parameter_ordering.paper.evidence.statistics import mean_difference
 from parameter_ordering.paper.exhibits.chapter_tables import (
     NO_RATIO,
@@ -25,15 +21,7 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.style import (
-    COLOURS,
-    LOOKS,
-    NAMES,
-    PALE,
-    data_set,
-    describe,
-    number,
-)
+from parameter_ordering.paper.exhibits.style import NAMES
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -66,46 +54,6 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
     return shown.format_index(lambda order: NAMES.get(order, order))
 
 
-def growth_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
-    """Growth of the test loss of each order as a ratio to random's, one panel for each data set.
-
-    Args:
-        compared: results of experiments with the same orders, ``random`` among them, by name.
-    """
-    rows = -(-len(compared) // 3)
-    figure, axes = plt.subplots(
-        rows, 3, figsize=(7.4, 4 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    found_of: dict[str, dict[str, float]] = {}
-    orders = [o for data in compared.values() for o in data.order.values.tolist() if o != "random"]
-    orders = list(dict.fromkeys(orders))
-    for axis in axes.flat[len(compared) :]:
-        axis.set_axis_off()
-    for axis, (name, data) in zip(axes.flat, compared.items(), strict=False):
-        axis.axvline(1, color=PALE, ls=":", lw=1)
-        for place, order in enumerate(orders):
-            found = growth_ratio(data, order, "random") if order in data.order else None
-            if found is not None:
-                error = np.abs(np.array([found.interval()]).T - found.value)
-                look: dict[str, Any] = {"fmt": LOOKS[order].mark, "ms": 5, "color": COLOURS[order]}
-                axis.errorbar(found.value, place, xerr=error, **look)
-                found_of.setdefault(name, {})[order] = found.value
-        if growth_ratio(data, "random", "random") is None:
-            where = {"transform": axis.transAxes, "ha": "center", "va": "center"}
-            axis.text(0.5, 0.5, "growth in the\nrandom order is\nnot well above 0", **where)
-        axis.set(title=data_set(name), xscale="log", xlim=(0.08, 12))
-        axis.set(xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
-    axes[0, 0].set(yticks=range(len(orders)), yticklabels=[NAMES[order] for order in orders])
-    axes[0, 0].invert_yaxis()
-    figure.supxlabel("growth of the test loss, as a ratio to the random order", fontsize="medium")
-    lowest = (
-        f"{data_set(name)}: {NAMES[min(found, key=found.__getitem__)]}, "
-        f"{number(min(found.values()), 0.05)}"
-        for name, found in found_of.items()
-    )
-    return describe(figure, f"The smallest ratio of each data set: {'; '.join(lowest)}.")
-
-
 def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -> Styler:
     """Share of parameters that can be frozen for a growth of the test loss by 1, 5 and 10 %.
 
@@ -134,13 +82,13 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     return styled(pd.DataFrame(columns)).format(two_digits, na_rep="")
 
 
-def scores_table() -> str:
+def scores_table(scores: Mapping[str, Callable] = SCORES) -> str:
     """What each score is, what it needs beyond training with Adam, and its source, as Markdown.
 
     As the first paragraph of its docstring says, and the sentences after "Extra" and "Source".
     """
     rows = {}
-    for name, score in SCORES.items():
+    for name, score in scores.items():
         text = (inspect.getdoc(score) or "").replace("``", "")
         text = re.sub(r":math:`(.+?)`", r"$\1$", text, flags=re.DOTALL)
         text = re.sub(r":func:`(\w+)`", lambda other: NAMES[other[1]], text)

@@ -61,6 +61,16 @@ LOOKS = {
         "random within tensors, as many as fresh gradient", "#8f8f8f", (0, (1, 1)), "^"
     ),
     "oracle": Look("oracle", "#3a3a3a", (0, (2, 1, 2, 1)), "s"),
+    "recommended": Look("recommended", "#b3005e", "-", "*"),
+    "recommended_within_tensors": Look(
+        "random within tensors, as many as recommended", "#6f6f6f", (0, (1, 1.5)), "^"
+    ),
+    "lasso": Look("lasso", "#0b7a75", (0, (4, 1)), "o"),
+    "elastic_net": Look("elastic net", "#66a182", (0, (4, 1, 1, 1)), "s"),
+    "dropout": Look("dropout", "#d1495b", (0, (2, 1.5)), "v"),
+    "variational_dropout": Look("variational dropout", "#6a4c93", (0, (5, 1, 2, 1)), "P"),
+    "variational_relevance": Look("variational relevance", "#3d5a80", (0, (3, 1.5)), "X"),
+    "belsley": Look("Belsley", "#9a6324", (0, (1, 1, 4, 1)), "D"),
 }
 
 
@@ -90,6 +100,9 @@ DATA_SETS = {
     "synthetic_3": "Synthetic 3",
     "boston_housing": "Boston Housing",
     "mnist": "MNIST",
+    "diabetes": "Diabetes",
+    "digits": "Digits",
+    "breast_cancer": "Breast Cancer",
     "mnist_cost": "MNIST",
 }
 

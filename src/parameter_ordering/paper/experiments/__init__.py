@@ -3,6 +3,8 @@
 from parameter_ordering.paper.experiments.table_1 import (
     boston_housing,
     breast_cancer,
+    diabetes,
+    digits,
     mnist,
     synthetic_1,
     synthetic_2,

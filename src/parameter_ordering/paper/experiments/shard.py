@@ -18,7 +18,7 @@ from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.moments import GradientMoments
 from parameter_ordering.paper.experiments.data import Data
-from parameter_ordering.paper.experiments.models import initialized
+from parameter_ordering.paper.experiments.models import initialized, squared_error
 from parameter_ordering.paper.experiments.protocol import (
     Diverged,
     Minibatches,
@@ -66,9 +66,13 @@ class Shard:
         weight_runs = [0] * len(runs) if experiment.shared_weights else runs
         weight_seeds = seeds(experiment.seed, "weights", weight_runs)
         self.model = build_all(self._build, weight_seeds).to(experiment.device)
-        run_seeds = seeds(experiment.seed, "minibatches", runs)
-        draw = experiment.minibatches
-        self.minibatches = Minibatches(*self._parts[0], experiment.S, run_seeds, draw)
+        self._run_seeds = seeds(experiment.seed, "minibatches", runs)
+        self.minibatches = self._all_minibatches()
+
+    def _all_minibatches(self) -> Minibatches:
+        """The minibatches of the training, from the first."""
+        experiment = self.experiment
+        return Minibatches(*self._parts[0], experiment.S, self._run_seeds, experiment.minibatches)
 
     def evaluate(self, model: nn.Module | None = None) -> np.ndarray:
         """Loss (2.3) on the training part and the test part, (2, R, V)."""
@@ -161,6 +165,8 @@ class Shard:
             x=self.minibatches.x[:, None],
             y=self.minibatches.y[:, None],
             loss=experiment.loss,
+            gaussian=experiment.loss is squared_error,
+            replay=self._all_minibatches,
             w_true=None if self._w_true is None else self._w_true.to(experiment.device),
             tie_seeds=seeds(experiment.seed, "ties", runs),
             own_seeds=seeds(experiment.seed, "own order", runs),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from parameter_ordering.ensemble import ENSEMBLE_DIMS
 from parameter_ordering.order import rank, reverse, shuffle_within
+from parameter_ordering.paper.orders.ancestors import ANCESTORS
 from parameter_ordering.paper.orders.readings import READINGS
 from parameter_ordering.paper.orders.scores import SCORES, Scores
 from parameter_ordering.paper.orders.training import Training
@@ -45,6 +46,11 @@ def fresh_within_tensors(trained: Training) -> Ranks:
     return _shuffled("fresh_gradient", trained)
 
 
+def recommended_within_tensors(trained: Training) -> Ranks:
+    """The same for the order of ``recommended``."""
+    return _shuffled("recommended", trained)
+
+
 def _shuffled(score: str, trained: Training) -> Ranks:
     ranks = by_score(SCORES[score], trained)
     return shuffle_within(ranks, trained.own_seeds, ENSEMBLE_DIMS)
@@ -56,11 +62,14 @@ def _permutation(trained: Training, seeds: list[int]) -> Ranks:
     return rank(zeros, seeds, ENSEMBLE_DIMS)
 
 
+_SCORES = SCORES | ANCESTORS | READINGS
+
 ORDERS: dict[str, Callable[[Training], Ranks]] = {
-    **{name: partial(by_score, score) for name, score in (SCORES | READINGS).items()},
+    **{name: partial(by_score, score) for name, score in _SCORES.items()},
     "random": random,
     "random_shared": random_shared,
     "random_within_tensors": random_within_tensors,
     "fresh_within_tensors": fresh_within_tensors,
+    "recommended_within_tensors": recommended_within_tensors,
     "covariance_descending": covariance_descending,
 }

@@ -1,6 +1,6 @@
-"""The diagonal of the Gauss-Newton matrix, exactly."""
+"""The Gauss-Newton matrix, exactly: its diagonal, or for few parameters the whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,40 @@ def gauss_newton(
     {'weight': tensor([[10.0000,  4.0000]])}
     """
     total = {name: torch.zeros_like(w).detach() for name, w in model.named_parameters()}
+    for squares, share in _projections(model, loss, x, y, ensemble_dims, full=False):
+        for name, variance in squares.diagonal().items():
+            mean = model.get_parameter(name).grad
+            total[name].add_(variance + mean.square(), alpha=share)
+    model.zero_grad()
+    return total
+
+
+def gauss_newton_matrix(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    ensemble_dims: int = 0,
+) -> Tensor:
+    r"""The whole of G, (\*E, p, p), the parameters flattened one after the other."""
+    total: Tensor | float = 0.0
+    for products, share in _projections(model, loss, x, y, ensemble_dims, full=True):
+        mean = [w.grad.flatten(ensemble_dims) for w in model.parameters() if w.grad is not None]
+        mean = torch.cat(mean, ensemble_dims)
+        total = total + share * (products.matrix() + mean.unsqueeze(-1) * mean.unsqueeze(-2))
+    model.zero_grad()
+    return total
+
+
+def _projections(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    ensemble_dims: int,
+    full: bool,
+) -> Iterator[tuple[GradientCovariance, float]]:
+    """The covariance of the gradients of r^T h, whose mean is in ``.grad``, and its weight."""
     m = x.shape[ensemble_dims]
     pieces = -(-m // _CHUNK)
     for objects, answers in zip(
@@ -54,14 +88,10 @@ def gauss_newton(
         with torch.no_grad():
             output = model(objects)
         for factor in _factors(loss, output, answers).unbind(-1):
-            squares = GradientCovariance(model, samples="all", ensemble_dims=ensemble_dims)
+            model.zero_grad()
+            squares = GradientCovariance(model, "all", full=full, ensemble_dims=ensemble_dims)
             squares.update(_projected, objects, factor)
-            share = objects.shape[ensemble_dims] / m
-            for name, variance in squares.diagonal().items():
-                mean = model.get_parameter(name).grad
-                total[name].add_(variance + mean.square(), alpha=share)
-    model.zero_grad()
-    return total
+            yield squares, objects.shape[ensemble_dims] / m
 
 
 def _projected(output: Tensor, factor: Tensor) -> Tensor:

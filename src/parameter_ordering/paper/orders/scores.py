@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from parameter_ordering.ensemble import ENSEMBLE_DIMS
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, summed
 from parameter_ordering.moments import adam_moments
 from parameter_ordering.paper.orders.gauss_newton import gauss_newton
 from parameter_ordering.paper.orders.training import Training
+from parameter_ordering.scores import scores
 
 Scores = dict[str, Tensor]
 
@@ -132,11 +133,15 @@ def fresh_gradient(trained: Training, mu: float = 0.05) -> Scores:
     Extra: no memory, the gradient is accumulated where ``.grad`` is; one pass over the training
     objects, once.
     """
-    mean, square = adam_moments(trained.model, trained.optimizer)
-    return {
-        name: g.square() + mu * (square[name] - mean[name].square()).clamp_min(0)
-        for name, g in _full_gradient(trained).items()
-    }
+    return _ours(trained, saturating=False, mu=mu)
+
+
+def recommended(trained: Training) -> Scores:
+    r"""Fresh gradient; for a cross entropy, which saturates, times :math:`|w|`.
+
+    What the public function :func:`parameter_ordering.scores` gives. Extra: as fresh gradient.
+    """
+    return _ours(trained, saturating=not trained.gaussian)
 
 
 def oracle(trained: Training) -> Scores:
@@ -157,15 +162,17 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b, 0)
 
 
-def _full_gradient(trained: Training, chunk: int = 1000) -> dict[str, Tensor]:
-    """The gradient of the loss over all training objects, each model's own."""
-    trained.model.zero_grad()
-    objects = zip(trained.x.split(chunk, ENSEMBLE_DIMS), trained.y.split(chunk, -1), strict=True)
-    for x, y in objects:
-        (trained.loss(trained.model(x), y).sum() / trained.x.shape[ENSEMBLE_DIMS]).backward()
-    gradient = {name: w.grad.clone() for name, w in trained.model.named_parameters()}
-    trained.model.zero_grad()
-    return gradient
+def _ours(trained: Training, saturating: bool, mu: float = 0.05, chunk: int = 1000) -> Scores:
+    """The public scores, of each model, from all training objects."""
+    return scores(
+        trained.model,
+        trained.optimizer,
+        summed(trained.loss),
+        zip(trained.x.split(chunk, ENSEMBLE_DIMS), trained.y.split(chunk, -1), strict=True),
+        saturating=saturating,
+        mu=mu,
+        ensemble_dims=ENSEMBLE_DIMS,
+    )
 
 
 SCORES: dict[str, Callable[[Training], Scores]] = {
@@ -183,6 +190,7 @@ SCORES: dict[str, Callable[[Training], Scores]] = {
         taylor,
         obd,
         fresh_gradient,
+        recommended,
         oracle,
     )
 }

@@ -1,6 +1,6 @@
 """The training to t0: the models, and what watches them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ class Training:
         x: all training objects, (R or 1, 1, m, n).
         y: their answers, (R or 1, 1, m).
         loss: of each object, from output and answer.
+        gaussian: whether it is a squared error; otherwise it is minus a log likelihood, in nats.
+        replay: gives the minibatches of this training again, from the first.
         w_true: the weights that synthetic data were drawn from, (R or 1, n), or None.
         tie_seeds: one seed a run, which breaks the ties of a score.
         own_seeds: one seed a run, for the orders that are drawn in each run anew.
@@ -46,6 +48,8 @@ class Training:
     x: Tensor
     y: Tensor
     loss: Callable[[Tensor, Tensor], Tensor]
+    gaussian: bool
+    replay: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     w_true: Tensor | None
     tie_seeds: list[int]
     own_seeds: list[int]
