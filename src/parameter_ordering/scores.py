@@ -74,7 +74,7 @@ def scores(
         objects = 0
         for x, y in batches:
             size = y.shape[ensemble_dims]
-            (size * loss_fn(model(x), y)).backward()  # type: ignore[no-untyped-call]
+            (size * loss_fn(model(x), y)).backward()
             objects += size
         if not objects:
             raise ValueError("there is no batch: the gradient needs data")

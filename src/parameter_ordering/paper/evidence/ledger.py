@@ -147,7 +147,8 @@ def drift(ledger: Claims, rows: Sequence[Row], path: Path) -> list[str]:
 def _cases(claim: Claim) -> Iterator[tuple[Claim, str, str, str | None]]:
     for experiment in claim.experiments:
         for t0 in claim.t0:
-            for split in claim.splits or [None]:
+            splits: Sequence[str | None] = claim.splits or [None]
+            for split in splits:
                 yield claim, experiment, t0, split
 
 

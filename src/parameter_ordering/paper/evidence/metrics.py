@@ -72,6 +72,7 @@ def loss_at_share(data: xr.Dataset, claim: Claim) -> Measured:
     bound = max(each for each in claim.region if np.isfinite(each))
     if float(everything.mean() / nothing.mean()) <= bound:
         return Measured(None, "ratio of losses", "even all parameters can be frozen")
+    assert claim.share is not None
     frozen = loss.sel(k=claim.share * float(loss.k[-1]), method="nearest")
     return Measured(Ratio(frozen.values, nothing.values), "ratio of losses")
 
@@ -161,6 +162,7 @@ def step_time(data: xr.Dataset, claim: Claim) -> Measured:
 
     From ``seconds`` (run, k): each run is one round of timings, taken in turn.
     """
+    assert claim.share is not None
     seconds = data.seconds.transpose("run", "k")
     frozen = seconds.sel(k=claim.share * float(data.k[-1]), method="nearest")
     ratio = Ratio(frozen.values, seconds.sel(k=0).values)

@@ -111,7 +111,7 @@ def one_data_set(**settings) -> Cases:
     Args:
         settings: of all experiments, where they are not to be the book's.
     """
-    cases = {}
+    cases: Cases = {}
     for name in EXPERIMENTS:
         experiment = getattr(experiments, name)(**settings)
         cases |= _by_stage(name, results(early_and_late(experiment)))
@@ -128,10 +128,10 @@ def one_data_set(**settings) -> Cases:
 
 def new_data(**settings) -> Cases:
     """Beyond the paper: 25 runs on new seeds, each with a data set or split of its own."""
-    cases = {}
+    cases: Cases = {}
     for name in EXPERIMENTS:
         experiment = early_and_late(getattr(experiments, name)(**settings))
-        fresh = OWN_DATA | {"seed": 11, "data_seed": 1000, "grid": (experiment.grid + 1) // 2}
+        fresh: dict = OWN_DATA | {"seed": 11, "data_seed": 1000, "grid": (experiment.grid + 1) // 2}
         fresh["orders"] = (*PAIR, "covariance_descending")
         cases |= _by_stage(name, results(experiment.replace(**fresh)))
     return cases

@@ -83,7 +83,7 @@ class Data:
         digest = hashlib.sha256()
         for values in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-            digest.update(values.contiguous().numpy(force=True))
+            digest.update(values.contiguous().numpy(force=True).data)
         return digest.hexdigest()
 
 
@@ -250,9 +250,9 @@ def _split(
 
 
 def _data(name: str, x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> Data:
-    x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
-    y = y.float() if y.is_floating_point() else y
-    return Data(name, x[train], y[train], x[test], y[test])
+    features, answers = torch.from_numpy(x).float(), torch.from_numpy(y)
+    answers = answers.float() if answers.is_floating_point() else answers
+    return Data(name, features[train], answers[train], features[test], answers[test])
 
 
 def _read(name: str) -> bytes:

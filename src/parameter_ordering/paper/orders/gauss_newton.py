@@ -49,6 +49,7 @@ def gauss_newton(
     for squares, share in _projections(model, loss, x, y, ensemble_dims, full=False):
         for name, variance in squares.diagonal().items():
             mean = model.get_parameter(name).grad
+            assert mean is not None
             total[name].add_(variance + mean.square(), alpha=share)
     model.zero_grad()
     return total
@@ -62,10 +63,10 @@ def gauss_newton_matrix(
     ensemble_dims: int = 0,
 ) -> Tensor:
     r"""The whole of G, (\*E, p, p), the parameters flattened one after the other."""
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for products, share in _projections(model, loss, x, y, ensemble_dims, full=True):
-        mean = [w.grad.flatten(ensemble_dims) for w in model.parameters() if w.grad is not None]
-        mean = torch.cat(mean, ensemble_dims)
+        gradients = [w.grad for w in model.parameters() if w.grad is not None]
+        mean = torch.cat([g.flatten(ensemble_dims) for g in gradients], ensemble_dims)
         total = total + share * (products.matrix() + mean.unsqueeze(-1) * mean.unsqueeze(-2))
     model.zero_grad()
     return total

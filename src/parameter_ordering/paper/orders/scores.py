@@ -32,6 +32,7 @@ def all_samples(trained: Training) -> Scores:
 
     Extra: p numbers; about one more product for each weight, a third of a backward pass.
     """
+    assert trained.all_samples is not None
     return trained.all_samples.diagonal()
 
 
@@ -164,6 +165,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 def _ours(trained: Training, saturating: bool, mu: float = 0.05, chunk: int = 1000) -> Scores:
     """The public scores, of each model, from all training objects."""
+    assert isinstance(trained.optimizer, torch.optim.Adam)
     return scores(
         trained.model,
         trained.optimizer,

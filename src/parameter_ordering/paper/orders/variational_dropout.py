@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -63,7 +64,7 @@ def divergence(posterior: Posterior) -> Tensor:
 
     :math:`k_1 (1 - \mathrm{sigmoid}(k_2 + k_3 \ln \alpha)) + \ln(1 + \alpha^{-1}) / 2`.
     """
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     k1, k2, k3 = _K
     for name, mean in posterior.mean.items():
         log_alpha = 2 * posterior.log_sigma[name] - (mean.square() + 1e-12).log()
