@@ -141,12 +141,13 @@ def train(trained: Training, minibatches: Minibatches, t0: int, tick: Tick) -> N
     loss = summed(trained.loss)
     for _ in range(t0):
         x, y = next(minibatches)
-        if trained.all_samples is not None:
-            trained.all_samples.update(loss, x, y)
-        total = trained.covariance.update(loss, x, y)
-        trained.moments.update()
         if trained.readings is not None:
-            trained.readings.update(x, y)
+            total = trained.readings.update(loss, x, y)
+        else:
+            if trained.all_samples is not None:
+                trained.all_samples.update(loss, x, y)
+            total = trained.covariance.update(loss, x, y)
+        trained.moments.update()
         value = _finite(total, trained.model, trained.loss, x, y, minibatches.t)
         trained.optimizer.step()
         tick(value / len(x))

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from parameter_ordering.covariance import GradientCovariance
-from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate, summed
+from parameter_ordering.ensemble import ENSEMBLE_DIMS, evaluate
 from parameter_ordering.masked_adam import MaskedAdam
 from parameter_ordering.moments import GradientMoments
 from parameter_ordering.paper.experiments.data import Data
@@ -149,17 +149,18 @@ class Shard:
         kappa = kappa_of(experiment.kappa)
         initial = uniform(start, seeds(experiment.seed, "C_0", runs))
         needs = set(experiment.orders)
-        follows_all = needs & {"all_samples", "all_not_centred"}
-        readings = Readings(model, summed(experiment.loss), kappa, initial)
-        of_all = partial(GradientCovariance, model, "all", ensemble_dims=ENSEMBLE_DIMS)
+        reads = not needs.isdisjoint(READINGS)
+        of_first = partial(GradientCovariance, model, ensemble_dims=ENSEMBLE_DIMS)
+        of_all = partial(of_first, samples="all")
+        covariance = of_first(kappa=kappa, initial=initial)
+        follows_all = reads or "all_samples" in needs
+        all_samples = of_all(kappa=kappa, initial=initial) if follows_all else None
         return Training(
             model=model,
             optimizer=self.optimizer(),
             start=start,
-            covariance=GradientCovariance(
-                model, ensemble_dims=ENSEMBLE_DIMS, kappa=kappa, initial=initial
-            ),
-            all_samples=of_all(kappa=kappa, initial=initial) if follows_all else None,
+            covariance=covariance,
+            all_samples=all_samples,
             exact=of_all(kappa=1.0),
             moments=GradientMoments(model),
             x=self.minibatches.x[:, None],
@@ -171,7 +172,7 @@ class Shard:
             tie_seeds=seeds(experiment.seed, "ties", runs),
             own_seeds=seeds(experiment.seed, "own order", runs),
             common_seed=seeds(experiment.seed, "common order", [0])[0],
-            readings=readings if needs & READINGS.keys() else None,
+            readings=Readings(covariance, all_samples) if reads and all_samples else None,
         )
 
     def _where(self, diverged: Diverged) -> str:

@@ -81,10 +81,11 @@ CHOICES = (
     ),
     Choice(
         "lr",
-        "Adam's own paper and torch take 0.001. A third of it to ten times it for Adam; ten times "
-        "as much for SGD, around the 0.01 of torch's example for MNIST.",
-        low=3e-4,
-        high=1e-2,
+        "Adam's own paper and torch take 0.001. Half of it to twenty times it for Adam, as "
+        "trainings are short here; ten times as much for SGD, around the 0.01 of torch's example "
+        "for MNIST.",
+        low=5e-4,
+        high=2e-2,
     ),
     Choice(
         "S",
@@ -94,28 +95,28 @@ CHOICES = (
     ),
     Choice(
         "t0",
-        "From where the loss of a training as in the protocol has hardly begun to fall to where "
-        "its curve is flat, and a quarter of it. The paper sets it by hand for each data set. The "
-        "upper end is a cap on time for the linear models.",
+        "The paper sets it by hand for each data set. From where a training has hardly begun to "
+        "where, at most learning rates, its curve is flat; frozen at a quarter of it as well. "
+        "Later ones cost too much here.",
         by_data=(
-            ("synthetic_1", 125, 2000),
-            ("boston_housing", 100, 1600),
-            ("synthetic_3", 400, 4000),
-            ("mnist", 60, 1000),
-            ("synthetic_2", 200, 3000),
+            ("synthetic_1", 80, 640),
+            ("boston_housing", 60, 600),
+            ("synthetic_3", 200, 1200),
+            ("mnist", 40, 320),
+            ("synthetic_2", 100, 800),
         ),
         integer=True,
     ),
     Choice(
         "iterations",
-        "Of training after the freeze: the paper says nothing of it. From the protocol's value "
-        "down to a fifth or so; longer ones cost too much here.",
+        "Of training after the freeze: the paper says nothing of it. About as many as before it; "
+        "the protocol's are more, and cost too much here.",
         by_data=(
-            ("synthetic_1", 300, 1000),
-            ("boston_housing", 400, 1600),
-            ("synthetic_3", 600, 2000),
-            ("mnist", 100, 400),
-            ("synthetic_2", 400, 1600),
+            ("synthetic_1", 120, 400),
+            ("boston_housing", 150, 500),
+            ("synthetic_3", 250, 750),
+            ("mnist", 50, 160),
+            ("synthetic_2", 150, 500),
         ),
         integer=True,
     ),

@@ -5,49 +5,45 @@ All follow the recursion :math:`C_t = (1 - \kappa_t) C_{t-1} + \kappa_t V_t` wit
 :math:`(g_1 - g_S)^2`, is the order ``covariance``; ``all_samples`` is its mean over all samples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.paper.orders.training import Training
 
 
 class Readings:
-    r"""The recursion for :math:`g_S^2` and for :math:`g_1^2`, of an ensemble (R, V, ...).
+    r"""All readings of an ensemble from one backward pass an iteration.
 
     Args:
-        model: the ensemble.
-        loss: of the ensemble, summed over models.
-        kappa: :math:`\kappa_t`, a number or a function of t = 1, 2, ...
-        initial: :math:`C_0` by parameter name.
+        covariance: (2.6) as printed, at :math:`C_0`, of samples="first".
+        all_samples: the same of samples="all".
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        kappa: float | Callable[[int], float],
-        initial: Mapping[str, Tensor],
-    ):
-        self.model, self.loss, self.kappa, self.t = model, loss, kappa, 0
-        self.batch = {name: torch.zeros_like(C) for name, C in initial.items()}
-        self.first = {name: C.clone() for name, C in initial.items()}
-        self._forgotten = {name: C.clone() for name, C in initial.items()}
+    def __init__(self, covariance: GradientCovariance, all_samples: GradientCovariance):
+        self._both, self._kappa = (covariance, all_samples), covariance.kappa
+        self.first = covariance.diagonal()
+        self._forgotten = covariance.diagonal()
+        self.batch = {name: torch.zeros_like(C) for name, C in self.first.items()}
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Take in :math:`g_S`, which stands in ``.grad``, and :math:`g_1` of x (R, V, S, n)."""
-        self.t += 1
-        kappa = self.kappa(self.t) if callable(self.kappa) else self.kappa
-        weights = dict(self.model.named_parameters())
-        loss = self.loss(self.model(x[:, :, :1]), y[:, :, :1])
-        g_1 = torch.autograd.grad(loss, list(weights.values()))
+    def update(self, loss_fn: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """One step of all readings, as :meth:`GradientCovariance.update` of each would do it."""
+        covariance, all_samples = self._both
+        loss, g_S, g = all_samples._gradients(loss_fn, x, y)
+        t = covariance.t + 1
+        kappa = self._kappa(t) if callable(self._kappa) else self._kappa
         with torch.no_grad():
-            for (name, w), g in zip(weights.items(), g_1, strict=True):
-                g_S = torch.zeros_like(w) if w.grad is None else w.grad
-                self.batch[name].lerp_(g_S.square(), kappa)
-                self.first[name].lerp_(g.square(), kappa)
+            for C in self._both:
+                C._C.decay(1 - kappa)
+                C._C.add(g_S, g, kappa)
+                C.t = t
+            for name, rows in g.items():
+                self.batch[name].lerp_(g_S[name].square(), kappa)
+                self.first[name].lerp_(rows.first().square(), kappa)
                 self._forgotten[name].mul_(1 - kappa)
+        return loss
 
     @property
     def accumulated(self) -> dict[str, Tensor]:
