@@ -39,7 +39,7 @@ def test_what_is_claimed_lies_to_the_right(ledger, region, inside, outside):
 
 
 def test_every_claim_and_case_is_in_the_picture(ledger):
-    rows = [row(), row(case="new data/mnist/rule/test"), row(case="one data set/mnist/early/train")]
+    rows = [row(), row(case="new data/mnist/late/test"), row(case="one data set/mnist/early/train")]
     page = BeautifulSoup(ledger_picture.picture(ledger, rows).html, "html.parser")
     assert [item["id"] for item in page.select("ol > li")] == [each.id for each in ledger.claims]
     cases = page.select("#mnist-growth .case")
@@ -63,7 +63,7 @@ def test_a_verdict_is_a_mark_a_colour_and_a_word(ledger, verdict):
 
 
 def test_cards_say_where(ledger):
-    rows = [row(), row(case="one data set/mnist/rule/test", verdict="not supported")]
+    rows = [row(), row(case="one data set/mnist/late/test", verdict="not supported")]
     html = ledger_picture.cards(ledger, rows, {"It grows less.": ["mnist-growth"]}).html
     lines = [item.text for item in BeautifulSoup(html, "html.parser").select("ul ul li")]
     assert lines == ["● supported: MNIST (early)", "✕ not supported: MNIST (late)"]

@@ -45,10 +45,10 @@ def stage_figure(found: Mapping[str, list[Point]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True)
     for axis, versus, letter in zip(axes, VERSUS, "ab", strict=True):
         axis.axhline(1, color=INK, lw=0.8)
-        for stage, name in ((EARLY, "early"), (LATE, "late")):
+        for stage, name, side, gap in ((EARLY, "early", "left", 3), (LATE, "late", "right", -3)):
             axis.axvline(stage, color=PALE, ls=":", lw=1)
             where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            axis.annotate(name, (stage, 0), xytext=(-3, 4), ha="right", **where)
+            axis.annotate(name, (stage, 0), xytext=(gap, 4), ha=side, **where)
         for name, every in found.items():
             drawn = {p.left: p.ratio for p in every if p.versus == versus and p.ratio}
             rows = [(left, r.value, *r.interval()) for left, r in drawn.items()]
