@@ -13,6 +13,7 @@ import pytest
 from parameter_ordering.paper.book.settings import BookError
 from parameter_ordering.paper.cli.main import _docname, main
 from parameter_ordering.paper.evidence import ledger
+from parameter_ordering.paper.evidence.claims import Region
 from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.evidence.verdict import SUPPORTED
 from parameter_ordering.paper.experiments import book_runs
@@ -32,7 +33,7 @@ def book(tmp_path):
 
 def test_accept_then_compare(asked, book, monkeypatch, capsys):
     def judge(claims, results, level="one data set"):
-        return [Row("c", level, 1.0, 0.5, 1.5, "units", None, 0.01, 0.01, 0.1, SUPPORTED)]
+        return [Row("c", level, "units", Region(0, 2), SUPPORTED, estimate=1.0, low=0.5, high=1.5)]
 
     monkeypatch.setattr(ledger, "judge", judge)
     where = ["--book", str(book)]

@@ -151,7 +151,7 @@ def test_the_progression_of_diabetes_is_standardized_by_the_training_part(seed):
     sample = diabetes(data_seed=seed)
     y = sample.y_train.double()
     assert (y.mean().item(), y.var(correction=0).item()) == pytest.approx((0, 1), abs=1e-5)
-    assert abs(sample.y_test.mean().item()) > 1e-3
+    assert abs(sample.y_test.mean().item()) > 1e-5  # not by its own mean
     # The progression goes with the body mass index, the third feature, more than with any other.
     assert (sample.x_train.double().T @ y).abs().argmax() in (2, 8)
 
