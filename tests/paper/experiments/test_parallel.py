@@ -43,6 +43,21 @@ def test_a_process_has_one_thread(monkeypatch):
     assert found == [(piece, ("1", "1")) for piece in range(3)]
 
 
+ALONE = """
+import time
+from parameter_ordering.paper.experiments.parallel import side_by_side
+
+print(list(side_by_side(time.sleep, [1.5], jobs=1)))
+"""
+
+
+def test_one_job_is_done_by_the_process_that_asks():
+    """It is not its own parent, and must not end because of that."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    run = subprocess.run([sys.executable, "-c", ALONE], env=environment, capture_output=True)
+    assert (run.returncode, run.stdout) == (0, b"[(1.5, None)]\n")
+
+
 BUSY = """
 import time
 from parameter_ordering.paper.experiments.parallel import side_by_side

@@ -82,7 +82,8 @@ def _with_parent(work: Callable[[P], R], parent: int, piece: P) -> tuple[P, R]:
             if os.getppid() != parent:
                 os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if os.getpid() != parent:  # with one job joblib works in the process that asks
+        threading.Thread(target=watch, daemon=True).start()
     try:
         return piece, work(piece)
     finally:
