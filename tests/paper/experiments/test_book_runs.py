@@ -154,7 +154,7 @@ def test_nets_of_other_widths_have_a_learning_curve_twice_as_long(asked):
 
 def test_shared_weights_are_shared():
     experiment = experiments.mnist()
-    expected = experiment.replace(shared_weights=True, orders=book_runs.PAIR, grid=11)
+    expected = experiment.replace(shared_weights=True, orders=book_runs.PAIR, grid=6)
     assert book_runs.shared(experiment) == expected
 
 

@@ -116,7 +116,7 @@ def one_data_set(**settings) -> Cases:
         experiment = getattr(experiments, name)(**settings)
         cases |= _by_stage(name, results(early_and_late(experiment)))
     for name, widths in NARROW_AND_WIDE.items():
-        pair = {"orders": PAIR, "grid": 11} | settings
+        pair = {"orders": PAIR} | settings
         nets = [getattr(experiments, name)(hidden=hidden, **pair) for hidden in widths]
         # Narrow nets take longer. Each net is frozen at the stages of its own learning curve.
         nets = [net.replace(horizon=2 * net.horizon) for net in nets]
@@ -131,7 +131,7 @@ def new_data(**settings) -> Cases:
     cases: Cases = {}
     for name in EXPERIMENTS:
         experiment = early_and_late(getattr(experiments, name)(**settings))
-        fresh: dict = OWN_DATA | {"seed": 11, "data_seed": 1000, "grid": (experiment.grid + 1) // 2}
+        fresh: dict = OWN_DATA | {"seed": 11, "data_seed": 1000}
         fresh["orders"] = (*PAIR, "covariance_descending")
         cases |= _by_stage(name, results(experiment.replace(**fresh)))
     return cases
@@ -141,7 +141,7 @@ def by_stage(**settings) -> dict[str, xr.Dataset]:
     """The whole way of a training: results with a dimension ``left``, the stages of the figure."""
     found = {}
     for name in EXPERIMENTS:
-        experiment = getattr(experiments, name)(**({"runs": 10, "grid": 8, "seed": 12} | settings))
+        experiment = getattr(experiments, name)(**({"runs": 10, "grid": 5, "seed": 12} | settings))
         orders = PAIR if isinstance(experiment, LINEAR) else (*PAIR, "random_within_tensors")
         data = results(experiment.replace(orders=orders, stages=at(experiment, STAGES)))
         found[name] = data.assign_coords(left=("t0", list(STAGES))).swap_dims(t0="left")
@@ -154,7 +154,7 @@ def untouched(name: str, **settings) -> Experiment:
     Each run has a data set or split of its own.
     """
     also = tuple(order for order, names in ALSO_COMPARED.items() if name in names)
-    fresh = OWN_DATA | {"seed": 3, "data_seed": 200, "grid": 9, "orders": COMPARED + also}
+    fresh = OWN_DATA | {"seed": 5, "data_seed": 500, "grid": 6, "orders": COMPARED + also}
     return getattr(experiments, name)(**(fresh | settings))
 
 

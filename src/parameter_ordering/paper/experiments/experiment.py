@@ -71,7 +71,7 @@ class Experiment(ABC):
     minibatches: Literal["epochs", "replacement", "fixed order"] = "epochs"
     initial_weights: Literal["torch", "kaiming normal", "xavier uniform", "normal"] = "torch"
     kappa: str = "1/t"
-    grid: Annotated[int, Field(ge=2)] = 21
+    grid: Annotated[int, Field(ge=2)] = 11
     orders: Several[str] = (
         "covariance",
         "random",
