@@ -14,7 +14,15 @@ import pandas as pd
 from parameter_ordering.paper.store.origin import origin
 
 FOLDER = Path(__file__).parent
-NAMES = ("engine", "covariance", "masked_adam", "selection", "training_cost", "build")
+NAMES = (
+    "engine",
+    "second_phase",
+    "covariance",
+    "masked_adam",
+    "selection",
+    "training_cost",
+    "build",
+)
 VERSIONS = ("torch", "numpy", "jax", "optax", "backpack-for-pytorch")
 
 

@@ -1,4 +1,4 @@
-"""Microseconds per model and step of the second phase, 25 runs of 42 variants, on each experiment.
+"""Microseconds per model and step of the second phase, 25 runs of 39 variants, on each experiment.
 
 - engine: as the book runs it, ``Experiment.run`` on shards of runs, one process a core;
 - plain: one ``nn.Module`` and ``torch.optim.Adam`` at a time, its gradient masked and its frozen
@@ -7,8 +7,9 @@
   into the shards of the engine, one process a core;
 - products: the matrix products of a step alone, by ``torch.bmm``, in the processes of the engine.
 
-All of them in turns; medians over the rounds. A step is gradient, mask and Adam; the engine and JAX
-also fetch their minibatches and look at the loss, the plain way is given its minibatch.
+Variants are 19 values of k in each of two orders, and nothing frozen. All ways in turns; medians over
+the rounds. A step is gradient, mask and Adam; the engine and JAX also fetch their minibatches and
+look at the loss, the plain way is given its minibatch.
 """
 
 import os
@@ -24,7 +25,8 @@ from benchmarks.turns import Program, seconds_a_step
 from parameter_ordering import experiments
 from parameter_ordering.paper.experiments.experiment import Experiment
 
-RUNS, ORDERS = 25, ("covariance", "random")
+RUNS, ORDERS, GRID = 25, ("covariance", "random"), 21
+VARIANTS = 1 + len(ORDERS) * (GRID - 2)
 PLAIN = 10  # models, one after the other; their time is per model
 STEPS = {  # of a turn, about half a second
     "synthetic_1": 60,
@@ -43,15 +45,17 @@ def run(quick: bool = False) -> list[dict]:
 
 def measure(name: str, runs: int = RUNS, steps: int | None = None, rounds: int = 11) -> dict:
     steps = steps or STEPS[name]
-    experiment = getattr(experiments, name)(runs=runs, orders=ORDERS, t0=1, iterations=10**9)
+    experiment = getattr(experiments, name)(
+        runs=runs, orders=ORDERS, grid=GRID, t0=1, iterations=10**9
+    )
     cores = os.cpu_count()
     shards = [
         range(start, min(start + experiment.shard, runs))
         for start in range(0, runs, experiment.shard)
     ]
     of_shards = [(experiment, shard) for shard in shards]
-    for_jax = [_for_jax(experiment, len(shard), steps) for shard in shards]
-    whole = [_for_jax(experiment, runs, steps)]
+    for_jax = [for_jax_of(experiment, len(shard), steps) for shard in shards]
+    whole = [for_jax_of(experiment, runs, steps)]
     programs = {
         "engine": Program(engine, of_shards, jobs=cores),
         "plain": Program(plain, [experiment]),
@@ -59,7 +63,7 @@ def measure(name: str, runs: int = RUNS, steps: int | None = None, rounds: int =
         "JAX, in shards": Program(train_by_jax, for_jax, jobs=cores),
         "products": Program(products, of_shards, jobs=cores),
     }
-    models = runs * len(ORDERS) * experiment.grid
+    models = runs * VARIANTS
     times = seconds_a_step(programs, steps, rounds)
     row = {"experiment": name, "p": experiment.p, "shard": experiment.shard}
     for program, seconds in times.items():
@@ -99,16 +103,16 @@ def plain(experiment: Experiment, tick: Callable[[], None]) -> None:
 
 def products(share: tuple[Experiment, range], tick: Callable[[], None]) -> None:
     experiment, runs = share
-    R, V, S = len(runs), len(ORDERS) * experiment.grid, experiment.S
+    R, S = len(runs), experiment.S
     first, *others = [layer for layer in experiment.build() if isinstance(layer, nn.Linear)]
     x = torch.randn(R, S, first.in_features)
-    w = torch.randn(R, V * first.out_features, first.in_features)
-    d = torch.randn(R, V * first.out_features, S)
+    w = torch.randn(R, VARIANTS * first.out_features, first.in_features)
+    d = torch.randn(R, VARIANTS * first.out_features, S)
     deeper = [
         (
-            torch.randn(R * V, layer.out_features, layer.in_features),
-            torch.randn(R * V, layer.in_features, S),
-            torch.randn(R * V, layer.out_features, S),
+            torch.randn(R * VARIANTS, layer.out_features, layer.in_features),
+            torch.randn(R * VARIANTS, layer.in_features, S),
+            torch.randn(R * VARIANTS, layer.out_features, S),
         )
         for layer in others
     ]
@@ -122,13 +126,13 @@ def products(share: tuple[Experiment, range], tick: Callable[[], None]) -> None:
         tick()
 
 
-def _for_jax(experiment: Experiment, runs: int, steps: int) -> dict:
+def for_jax_of(experiment: Experiment, runs: int, steps: int) -> dict:
     layers = [layer for layer in experiment.build() if isinstance(layer, nn.Linear)]
     return {
         "layers": [layers[0].in_features, *[layer.out_features for layer in layers]],
         "loss": experiment.loss.__name__,
         "runs": runs,
-        "variants": len(ORDERS) * experiment.grid,
+        "variants": VARIANTS,
         "objects": len(experiment.data().y_train),
         "S": experiment.S,
         "lr": experiment.lr,

@@ -57,11 +57,16 @@ def seconds_a_step(
     return times
 
 
+def limit_threads(threads: int) -> None:
+    """How many threads each process that is started from now on has."""
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+
+
 class _Lane:
     """A share in its process, and the line to it."""
 
     def __init__(self, program: Program, share: object, steps: int):
-        os.environ.update(dict.fromkeys(_THREADS, str(program.threads)))
+        limit_threads(program.threads)
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         arguments = (program.train, share, steps, theirs)
