@@ -12,25 +12,20 @@ ORDERS = (*READINGS, "random", "covariance_descending")
 
 
 def outcome(growth, noise=0.02, base=1.0, seed=0):
-    """Growth of the four orders at both stages; the loss starts at 10 and is ``base`` at k = 0."""
+    """Growth of the four orders; the loss starts at 10 and is ``base`` at k = 0."""
     rng = np.random.default_rng(seed)
     curve = np.array([0, 0.5, 1, 1.5, 2]) * np.array(growth)[:, None, None]
     loss = base + curve * (1 + noise * rng.normal(size=(len(ORDERS), RUNS, 1)))
-    correlation = np.full((2, len(ORDERS), RUNS, RUNS), 0.6)
+    correlation = np.full((len(ORDERS), RUNS, RUNS), 0.6)
     correlation[..., range(RUNS), range(RUNS)] = 1
     return xr.Dataset(
         {
-            "loss": (("stage", "split", "order", "run", "k"), np.tile(loss, (2, 2, 1, 1, 1))),
+            "loss": (("split", "order", "run", "k"), np.tile(loss, (2, 1, 1, 1))),
             "start_loss": (("split", "run"), np.full((2, RUNS), 10.0)),
-            "correlation": (("stage", "order", "run", "other"), correlation),
+            "correlation": (("order", "run", "other"), correlation),
             "diverged": False,
         },
-        {
-            "stage": ["first", "second"],
-            "split": ["train", "test"],
-            "order": list(ORDERS),
-            "k": np.linspace(0, 1, 5),
-        },
+        {"split": ["train", "test"], "order": list(ORDERS), "k": np.linspace(0, 1, 5)},
     )
 
 
@@ -62,7 +57,7 @@ def test_contrast_and_ratio_are_each_other_turned_round(ratio):
 
 
 def test_effects_are_those_that_were_put_in(rows):
-    row = rows[(rows.data_set == "synthetic_1") & (rows.world == 0) & (rows.stage == "first")]
+    row = rows[(rows.data_set == "synthetic_1") & (rows.world == 0)]
     paper = row[row.reading == "covariance"].iloc[0]
     assert worlds.ratio_of(paper.contrast) == pytest.approx(0.3, rel=0.1)
     assert worlds.ratio_of(row[row.reading == "not_cleared"].contrast.iloc[0]) == pytest.approx(
@@ -85,8 +80,15 @@ def test_what_nobody_sees_is_no_difference():
     assert worlds.surely(rows, worlds.SLOWER).fails.all()
 
 
+def test_where_all_diverged_every_effect_is_missing():
+    rows = worlds.effects({"mnist": of_worlds(DIVERGED)}, READINGS)
+    assert rows.diverged.all()
+    assert rows.drop(columns=["world", "data_set", "reading", "diverged"]).isna().all(axis=None)
+    assert worlds.shares(rows).worlds.eq(0).all()
+
+
 def test_a_statement_holds_by_its_region(rows):
-    paper = rows[(rows.reading == "covariance") & (rows.stage == "first")]
+    paper = rows[rows.reading == "covariance"]
     for name, expected in {"synthetic_1": [1, 0, 1], "boston_housing": [1, 1, 0]}.items():
         some = paper[paper.data_set == name]
         statement = worlds.GROWTH[name]
@@ -105,15 +107,15 @@ def test_an_uncertain_world_is_not_sure():
 
 
 def test_shares_are_of_the_worlds_that_did_not_diverge(rows):
-    table = worlds.shares(rows).set_index(["data_set", "statement", "stage"])
-    slower = table.loc["synthetic_1", worlds.SLOWER.text, "first"]
+    table = worlds.shares(rows).set_index(["data_set", "statement"])
+    slower = table.loc[("synthetic_1", worlds.SLOWER.text)]
     assert (slower.worlds, slower.share) == (3, pytest.approx(2 / 3))
     assert slower.low == pytest.approx(0.2077, abs=1e-4)  # Wilson's interval of 2 in 3
     assert slower.high == pytest.approx(0.9385, abs=1e-4)
-    assert table.loc["mnist", worlds.SAME.text, "second"].worlds == 2
-    assert (table.loc["synthetic_1", worlds.STABLE.text].share == 1).all()
-    assert (table.loc["synthetic_3", worlds.VERY_STABLE.text].share == 0).all()
-    assert len(table) == 2 * len(worlds.STATEMENTS)
+    assert table.loc[("mnist", worlds.SAME.text)].worlds == 2
+    assert table.loc[("synthetic_1", worlds.STABLE.text)].share == 1
+    assert table.loc[("synthetic_3", worlds.VERY_STABLE.text)].share == 0
+    assert len(table) == len(worlds.STATEMENTS)
 
 
 def test_the_worlds_that_come_nearest_come_first(rows):
@@ -125,13 +127,6 @@ def test_the_worlds_that_come_nearest_come_first(rows):
     assert alike.hold == 2
     missed = -worlds.SLOWER.high - worlds.MUCH_SLOWER.high
     assert alike.distance == pytest.approx(missed, abs=0.01)
-
-
-def test_each_data_set_takes_the_stage_that_fits_it(rows):
-    late = (rows.data_set == "mnist") & (rows.stage == "first") & (rows.world == 0)
-    worse = rows.assign(seen=rows.seen.where(~late, 0.9))
-    first = worlds.together(worse).iloc[0]
-    assert (first.hold, first.mnist, first.synthetic_1) == (4, "second", "first")
 
 
 def test_the_strongest_effects_are_the_surest_of_each_data_set(rows):

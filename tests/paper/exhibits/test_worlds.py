@@ -18,21 +18,20 @@ def rows():
     found = []
     for name in (*evidence.GROWTH, "synthetic_2"):
         for world in range(N):
-            for stage in ("first", "second"):
-                for reading in READINGS:
-                    key = {"world": world, "data_set": name, "stage": stage, "reading": reading}
-                    value = world / N - 0.5
-                    effect = {"contrast": value, "low": value - 0.01, "high": value + 0.01}
-                    effect |= {
-                        f"seen{end}": effect[of]
-                        for end, of in (("", "contrast"), ("_low", "low"), ("_high", "high"))
-                    }
-                    effect |= {"error": 0.01, "spread": 0.1, "correlation": 0.7, "left": 0.5}
-                    effect |= {"descending": -0.5, "train": value}
-                    diverged = name == "mnist" and world == 3
-                    effect = dict.fromkeys(effect, np.nan) if diverged else effect
-                    found.append(key | effect | {"diverged": diverged})
-    return pd.DataFrame(found)  # fmt: skip
+            for reading in READINGS:
+                key = {"world": world, "data_set": name, "reading": reading}
+                value = world / N - 0.5
+                effect = {"contrast": value, "low": value - 0.01, "high": value + 0.01}
+                effect |= {
+                    f"seen{end}": effect[of]
+                    for end, of in (("", "contrast"), ("_low", "low"), ("_high", "high"))
+                }
+                effect |= {"error": 0.01, "spread": 0.1, "correlation": 0.7, "left": 1 - world / N}
+                effect |= {"descending": -0.5, "train": value}
+                diverged = name == "mnist" and world == 3
+                effect = dict.fromkeys(effect, np.nan) if diverged else effect
+                found.append(key | effect | {"diverged": diverged})
+    return pd.DataFrame(found)
 
 
 @pytest.fixture
@@ -56,11 +55,11 @@ def test_the_curve_is_sorted_and_the_strips_below_go_with_it(rows, choices):
     plt.close("all")
 
 
-def test_the_stage_figure_has_both_stages(rows):
+def test_what_was_left_is_a_point_for_each_world(rows):
     figure = exhibits.left_figure(rows)
-    for axis in figure.axes:
-        first, second = [each for each in axis.lines if each.get_marker() in "ox"]
-        assert len(first.get_xdata()) == len(second.get_xdata()) in (N, N - 1)
+    for axis, name in zip(figure.axes, evidence.GROWTH, strict=True):
+        (points,) = [each for each in axis.lines if each.get_marker() == "o"]
+        assert len(points.get_xdata()) == N - (name == "mnist")
     plt.close("all")
 
 
@@ -82,18 +81,21 @@ def test_tables_say_what_they_are_made_of(rows):
     assert len(table) == len(evidence.STATEMENTS)
     assert table.iloc[0].tolist() == [
         "Synthetic 1", "slower than random",
-        "50% (28%–72%)", "50% / 50%", "50% (28%–72%)", "50% / 50%",
+        "50% (28%–72%)", "50% / 50%",
     ]  # fmt: skip
     readings = exhibits.readings_table({each: evidence.shares(rows, each) for each in READINGS})
     assert list(readings.data.columns) == ["data", "statement", *exhibits.READINGS.values()]
+    assert readings.data["as printed"].tolist() == list(exhibits.growth_shares(shares).values())
     together = evidence.together(rows)
-    nearest = exhibits.nearest_table(together, rows, 2).data
+    nearest = exhibits.nearest_table(together, 2).data
     assert len(nearest) == 2
     assert nearest.hold.tolist() == together.hold.head(2).tolist()
 
 
 def test_an_effect_stands_beside_what_it_was_again(rows):
-    (before, after) = rows.iloc[[0, 8]].to_dict("records")
+    (before, after) = rows.iloc[[0, len(READINGS)]].to_dict("records")
     table = exhibits.again_table([before], [after]).data
     assert table.found.tolist() == ["0.33 (0.32–0.34)"]
     assert table["again"].tolist() == ["0.39 (0.38–0.40)"]
+    lost = exhibits.again_table([before], [after | {"diverged": True}]).data
+    assert lost["again"].tolist() == ["diverged"]

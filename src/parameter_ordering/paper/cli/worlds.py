@@ -74,4 +74,4 @@ def _again(store: Store, number: int, runs: int, options: dict[str, Any]) -> pd.
         print(f"{name}: {', '.join(f'{setting} {value}' for setting, value in chosen)}")
     claims = evidence.GROWTH
     rows["the paper says"] = [claims[name].text if name in claims else "" for name in rows.data_set]
-    return rows[["data_set", "stage", "left", "ratio", "low", "high", "the paper says"]].round(3)
+    return rows[["data_set", "left", "ratio", "low", "high", "the paper says"]].round(3)

@@ -9,7 +9,7 @@ in a figure, nobody sees a difference, and the contrast that is *seen* is 0.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,16 @@ from parameter_ordering.paper.evidence.statistics import jackknife, quantile
 
 NEGLIGIBLE = 0.01
 PAPER = "covariance"  # the reading of (2.6) that is printed
+_COLUMNS = [
+    "world", "data_set", "reading", "diverged", "contrast", "error", "low", "high", "seen",
+    "seen_low", "seen_high", "train", "descending", "spread", "correlation", "left",
+]  # fmt: skip
 
 
 def contrast_of(ratio: float) -> float:
     """The contrast of two orders whose growth has this ratio.
 
-    >>> contrast_of(0.5), ratio_of(contrast_of(0.5))
+    >>> contrast_of(0.5), float(ratio_of(contrast_of(0.5)))
     (-0.333..., 0.5...)
     """
     return (ratio - 1) / (ratio + 1)
@@ -79,7 +83,7 @@ STATEMENTS: tuple[tuple[str, Statement], ...] = (
 
 
 def effects(worlds: Mapping[str, xr.Dataset], readings: ArrayLike) -> pd.DataFrame:
-    """One row for each world, data set, stage and reading of (2.6): effects on the test loss.
+    """One row for each world, data set and reading of (2.6): effects on the test loss.
 
     Args:
         worlds: by data set, outcomes along a dimension ``world``.
@@ -98,13 +102,11 @@ def effects(worlds: Mapping[str, xr.Dataset], readings: ArrayLike) -> pd.DataFra
     for name, data in worlds.items():
         for number in data.world.values.tolist():
             of_world = data.sel(world=number)
-            for stage in data.stage.values.tolist():
-                for reading in np.asarray(readings).tolist():
-                    key = {"world": number, "data_set": name, "stage": stage, "reading": reading}
-                    diverged = bool(of_world.diverged)
-                    found = {} if diverged else _effect(of_world.sel(stage=stage), reading)
-                    rows.append(key | {"diverged": diverged} | found)
-    return pd.DataFrame(rows)
+            diverged = bool(of_world.diverged)
+            for reading in np.asarray(readings).tolist():
+                key = {"world": number, "data_set": name, "reading": reading, "diverged": diverged}
+                rows.append(key | ({} if diverged else _effect(of_world, reading)))
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _effect(data: xr.Dataset, reading: str) -> dict[str, float]:
@@ -161,23 +163,22 @@ def surely(rows: pd.DataFrame, statement: Statement) -> pd.DataFrame:
 
 
 def shares(rows: pd.DataFrame, reading: str = PAPER) -> pd.DataFrame:
-    """In which share of the worlds each statement holds, by stage, with its Wilson interval.
+    """In which share of the worlds each statement holds, with its Wilson interval.
 
     A statement that needs the spread or the correlation has no interval in a world; of the others
     ``surely`` and ``surely_not`` are the shares of worlds whose own interval decides.
     """
     found = []
+    whole = rows[(rows.reading == reading) & ~rows.diverged]
     for data_set, statement in STATEMENTS:
-        for stage in rows.stage.unique():
-            some = rows[(rows.data_set == data_set) & (rows.stage == stage)]
-            some = some[(some.reading == reading) & ~some.diverged]
-            true = holds(some, statement).dropna()
-            row = {"data_set": data_set, "statement": statement.text, "stage": stage}
-            row |= {"worlds": len(true), **_share(int(true.sum()), len(true))}
-            if statement.effect == "seen":
-                certain = surely(some, statement)
-                row |= {"surely": certain.holds.mean(), "surely_not": certain.fails.mean()}
-            found.append(row)
+        some = whole[whole.data_set == data_set]
+        true = holds(some, statement).dropna()
+        row: dict[str, Any] = {"data_set": data_set, "statement": statement.text}
+        row |= {"worlds": len(true), **_share(int(true.sum()), len(true))}
+        if statement.effect == "seen":
+            certain = surely(some, statement)
+            row |= {"surely": certain.holds.mean(), "surely_not": certain.fails.mean()}
+        found.append(row)
     return pd.DataFrame(found)
 
 
@@ -191,27 +192,15 @@ def _share(true: int, all_: int) -> dict[str, float]:
 def together(rows: pd.DataFrame) -> pd.DataFrame:
     """How near each world comes to the four statements about growth, by reading of (2.6).
 
-    The paper chose t0 for each data set by itself, so each takes the stage that fits it better.
-
     Returns:
         ``hold``, how many of the four do; ``distance``, by how much the contrasts that are seen
-        miss their regions, added up over data sets; and the stage of each data set. The nearest
+        miss their regions, added up over data sets; and these contrasts, by data set. The nearest
         come first. Worlds in which one of the four diverged are left out.
     """
-    miss = pd.concat(
-        [
-            some.assign(miss=_distance(some.seen, GROWTH[name]))
-            for name, some in rows[~rows.diverged].groupby("data_set")
-            if name in GROWTH
-        ]
-    )
-    best = miss.sort_values("miss", kind="stable").groupby(["world", "reading", "data_set"]).first()
-    each = best.unstack("data_set").dropna(subset=[("miss", name) for name in GROWTH])
-    table = pd.DataFrame(
-        {"hold": (each["miss"] == 0).sum(axis=1), "distance": each["miss"].sum(axis=1)}
-    )
-    for name in GROWTH:
-        table[name] = each["stage", name]
+    seen = rows.pivot(index=["world", "reading"], columns="data_set", values="seen")
+    seen = seen[list(GROWTH)].dropna()
+    miss = seen.apply(lambda each: _distance(each, GROWTH[each.name]))
+    table = seen.assign(hold=(miss == 0).sum(axis=1), distance=miss.sum(axis=1))
     order = ["hold", "distance"]
     return table.reset_index().sort_values(order, ascending=[False, True], ignore_index=True)
 

@@ -13,7 +13,6 @@ from pandas.io.formats.style import Styler
 from parameter_ordering.paper.evidence.worlds import (
     GROWTH,
     PAPER,
-    STATEMENTS,
     Statement,
     contrast_of,
     holds,
@@ -31,15 +30,12 @@ READINGS = {
 _TICKS = (0.1, 0.5, 1, 2, 10)
 
 
-def specification_figure(
-    rows: pd.DataFrame, choices: Mapping[str, pd.DataFrame], stage: str = "second"
-) -> Figure:
+def specification_figure(rows: pd.DataFrame, choices: Mapping[str, pd.DataFrame]) -> Figure:
     """The specification curve: worlds by their effect, and what each of them had chosen below.
 
     Args:
         rows: of :func:`.evidence.worlds.effects`.
         choices: by data set, a row a world and a column a choice.
-        stage: which stage is shown.
     """
     figure, axes = plt.subplots(
         2, len(GROWTH), figsize=(7.4, 5.6), sharex="col", height_ratios=[1, 1.25], squeeze=False
@@ -47,7 +43,7 @@ def specification_figure(
     settings = list(dict.fromkeys(name for name in GROWTH for name in choices[name]))
     found = []
     for (name, statement), (above, below) in zip(GROWTH.items(), axes.T, strict=True):
-        some = _of_paper(rows, name, stage).sort_values("seen", ignore_index=True)
+        some = _of_paper(rows, name).sort_values("seen", ignore_index=True)
         _curve(above, some, statement)
         above.set_title(DATA_SETS[name], fontsize="small")
         levels = choices[name].reindex(columns=settings).apply(_level).loc[some.world]
@@ -78,9 +74,8 @@ def _ratio_axis(axis: Axes) -> None:
     axis.set_yticks([contrast_of(each) for each in _TICKS], [f"{each:g}" for each in _TICKS])
 
 
-def _of_paper(rows: pd.DataFrame, name: str, stage: str) -> pd.DataFrame:
-    some = rows[(rows.data_set == name) & (rows.stage == stage) & (rows.reading == PAPER)]
-    return some[~some.diverged]
+def _of_paper(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    return rows[(rows.data_set == name) & (rows.reading == PAPER) & ~rows.diverged]
 
 
 def _level(column: pd.Series) -> pd.Series:
@@ -99,12 +94,9 @@ def left_figure(rows: pd.DataFrame) -> Figure:
     for axis, (name, statement) in zip(axes, GROWTH.items(), strict=True):
         axis.axhspan(statement.low, statement.high, color=PALE, alpha=0.2, lw=0)
         axis.axhline(0, color=PALE, lw=1)
-        for stage, mark in (("first", "o"), ("second", "x")):
-            some = _of_paper(rows, name, stage)
-            left = some.left.clip(1e-3, 1)
-            axis.plot(left, some.seen, mark, ms=3.5, color=COLOURS[PAPER], label=f"{stage} stage")
-        both = rows[(rows.data_set == name) & (rows.reading == PAPER)].dropna(subset="seen")
-        rho = both.left.corr(both.seen, method="spearman")
+        some = _of_paper(rows, name)
+        axis.plot(some.left.clip(1e-3, 1), some.seen, "o", ms=3.5, color=COLOURS[PAPER])
+        rho = some.left.corr(some.seen, method="spearman")
         found.append(f"{DATA_SETS[name]} {rho:.2f}")
         axis.set(xscale="log", xlim=(1.3, 7e-4), title=DATA_SETS[name], xlabel="left to gain")
         axis.set_xticks(
@@ -112,7 +104,6 @@ def left_figure(rows: pd.DataFrame) -> Figure:
         )
         _ratio_axis(axis)
     axes[0].set_ylabel("growth as a ratio\nto random's")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return describe(figure, f"Rank correlation of both: {', '.join(found)}.")
 
 
@@ -143,21 +134,21 @@ def importance_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def shares_table(table: pd.DataFrame) -> Styler:
-    """In which share of the worlds a statement holds, by stage.
+    """In which share of the worlds a statement holds.
 
     Args:
         table: of :func:`.evidence.worlds.shares`.
     """
-    shown = table.assign(
-        data=table.data_set.map(DATA_SETS),
-        holds=[_interval(row) for row in table.itertuples()],
-        sure=[_sure(row) for row in table.itertuples()],
-    )
-    wide = shown.pivot(index=["data", "statement"], columns="stage", values=["holds", "sure"])
-    order = [(DATA_SETS[name], statement.text) for name, statement in STATEMENTS]
-    wide = wide.loc[order].swaplevel(axis=1).sort_index(axis=1).reset_index()
-    wide.columns = [" ".join(filter(None, each)) for each in wide.columns]
-    return styled(wide).hide().set_properties(**{"text-align": "left"})
+    shown = [
+        {
+            "data": DATA_SETS[row.data_set],
+            "statement": row.statement,
+            "holds": _interval(row),
+            "sure": _sure(row),
+        }
+        for row in table.itertuples()
+    ]
+    return styled(pd.DataFrame(shown)).hide().set_properties(**{"text-align": "left"})
 
 
 def _interval(row) -> str:
@@ -168,40 +159,41 @@ def _sure(row) -> str:
     return "" if np.isnan(row.surely) else f"{row.surely:.0%} / {row.surely_not:.0%}"
 
 
-def readings_table(tables: Mapping[str, pd.DataFrame], stage: str = "second") -> Styler:
+def growth_shares(table: pd.DataFrame) -> dict[str, str]:
+    """In which share of the worlds each statement about growth holds, by data set.
+
+    Args:
+        table: of :func:`.evidence.worlds.shares`.
+    """
+    found = table.set_index(["data_set", "statement"])
+    return {name: _interval(found.loc[(name, each.text)]) for name, each in GROWTH.items()}
+
+
+def readings_table(tables: Mapping[str, pd.DataFrame]) -> Styler:
     """The statements about growth by reading of (2.6).
 
     Args:
         tables: of :func:`.evidence.worlds.shares`, by reading.
-        stage: which stage is shown.
     """
-    rows = []
-    for name, statement in GROWTH.items():
-        row = {"data": DATA_SETS[name], "statement": statement.text}
-        for reading, table in tables.items():
-            found = table[(table.data_set == name) & (table.statement == statement.text)]
-            row[READINGS[reading]] = _interval(next(found[found.stage == stage].itertuples()))
-        rows.append(row)
+    found = {READINGS[reading]: growth_shares(table) for reading, table in tables.items()}
+    rows = [
+        {"data": DATA_SETS[name], "statement": statement.text}
+        | {reading: shares[name] for reading, shares in found.items()}
+        for name, statement in GROWTH.items()
+    ]
     return styled(pd.DataFrame(rows)).hide().set_properties(**{"text-align": "left"})
 
 
-def nearest_table(table: pd.DataFrame, rows: pd.DataFrame, number: int = 5) -> Styler:
+def nearest_table(table: pd.DataFrame, number: int = 5) -> Styler:
     """The worlds that come nearest to the paper's four statements about growth.
 
     Args:
         table: of :func:`.evidence.worlds.together`.
-        rows: the effects that it was made of.
         number: how many are shown.
     """
-    effect = rows.set_index(["world", "reading", "data_set", "stage"]).seen
     shown = []
     for row in table.head(number).to_dict("records"):
-        ratios = {
-            DATA_SETS[
-                name
-            ]: f"{ratio_of(effect[row['world'], row['reading'], name, row[name]]):.2f}"
-            for name in GROWTH
-        }
+        ratios = {DATA_SETS[name]: f"{ratio_of(row[name]):.2f}" for name in GROWTH}
         key = {"world": row["world"], "reading": READINGS[row["reading"]], "hold": row["hold"]}
         shown.append(key | ratios)
     return styled(pd.DataFrame(shown)).hide()
@@ -218,7 +210,6 @@ def again_table(first: Sequence[Mapping], again: Sequence[Mapping]) -> Styler:
         {
             "world": before["world"],
             "data": DATA_SETS[before["data_set"]],
-            "stage": before["stage"],
             "found": _ratio(before),
             "again": _ratio(after),
         }
@@ -228,5 +219,7 @@ def again_table(first: Sequence[Mapping], again: Sequence[Mapping]) -> Styler:
 
 
 def _ratio(row: Mapping) -> str:
+    if row["diverged"]:
+        return "diverged"
     value, low, high = (ratio_of(row[each]) for each in ("contrast", "low", "high"))
     return f"{value:.2f} ({low:.2f}–{high:.2f})"

@@ -26,7 +26,6 @@ DATA_SETS: tuple[DataSet, ...] = (
 )
 RUNS = 4
 GRID = 5  # so k is at a quarter, a half and three quarters of p
-FIRST_STAGE = 4  # the training is frozen at t0 / 4 as well
 READINGS = ("covariance", "all_samples", "first_not_centred", "not_cleared")
 ORDERS = (*READINGS, "random", "covariance_descending")
 SEED = 1_000_000  # of world 0; the book's own runs and all trials have other seeds
@@ -96,21 +95,20 @@ CHOICES = (
     Choice(
         "t0",
         "The paper sets it by hand for each data set. From where a training has hardly begun to "
-        "where, at most learning rates, its curve is flat; frozen at a quarter of it as well. "
-        "Later ones cost too much here.",
+        "where, at most learning rates, its curve is flat; later ones cost too much here.",
         by_data=(
-            ("synthetic_1", 80, 640),
-            ("boston_housing", 60, 600),
-            ("synthetic_3", 200, 1200),
-            ("mnist", 40, 320),
-            ("synthetic_2", 100, 800),
+            ("synthetic_1", 20, 640),
+            ("boston_housing", 15, 600),
+            ("synthetic_3", 50, 1200),
+            ("mnist", 10, 320),
+            ("synthetic_2", 25, 800),
         ),
         integer=True,
     ),
     Choice(
         "iterations",
-        "Of training after the freeze: the paper says nothing of it. About as many as before it; "
-        "the protocol's are more, and cost too much here.",
+        "Of training after the freeze: the paper says nothing of it. About as many as before a "
+        "late freeze; the protocol's are more, and cost too much here.",
         by_data=(
             ("synthetic_1", 120, 400),
             ("boston_housing", 150, 500),
@@ -211,7 +209,7 @@ def chosen(number: int, data_set: str) -> dict[str, Any]:
 
 
 def experiment(number: int, data_set: str, length: float = 1.0, **other: Any) -> Experiment:
-    """The experiment of a world on a data set, frozen at t0 and at a quarter of it.
+    """The experiment of a world on a data set.
 
     Args:
         number: of the world.
@@ -223,12 +221,7 @@ def experiment(number: int, data_set: str, length: float = 1.0, **other: Any) ->
     common = {"runs": RUNS, "grid": GRID, "orders": ORDERS, "seed": seed, "data_seed": seed}
     for name in ("t0", "iterations"):
         settings[name] = max(2, round(length * settings[name]))
-    return staged(getattr(experiments, data_set)(**(common | settings | other)))
-
-
-def staged(experiment: Experiment) -> Experiment:
-    """An experiment that is frozen at t0 and at a quarter of it."""
-    return experiment.replace(stages=(max(1, experiment.t0 // FIRST_STAGE), experiment.t0))
+    return getattr(experiments, data_set)(**(common | settings | other))
 
 
 def choices(worlds: int, data_set: str) -> pd.DataFrame:

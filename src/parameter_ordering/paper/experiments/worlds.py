@@ -43,35 +43,23 @@ class Worlds:
         return getattr(experiments, self.data_set)().data()
 
     def run(
-        self,
-        progress: bool = True,
-        jobs: int = -1,
-        backend: str = "loky",
-        scheduler: str | None = None,
-        shards: FinishedShards | None = None,
+        self, progress: bool = True, shards: FinishedShards | None = None, **how: Any
     ) -> xr.Dataset:
         """What :func:`outcome` gives for every world, along a dimension ``world``.
 
         Args:
             progress: whether to show a progress bar.
-            jobs: how many worlds to run side by side, as in :meth:`Experiment.run`.
-            backend: "loky" or "dask".
-            scheduler: address of the Dask scheduler.
             shards: finished worlds, each by the range of its number alone.
+            how: where worlds run side by side: ``jobs``, ``backend`` and ``scheduler`` of
+                :func:`.parallel.side_by_side`.
         """
         shards = {} if shards is None else shards
         wanted = [range(number, number + 1) for number in range(self.worlds)]
         stored = {each: shards.get(each) for each in wanted}
         found = {each: outcome for each, outcome in stored.items() if outcome is not None}
         missing = [each for each in wanted if each not in found]
-        finished = side_by_side(
-            self._world,
-            missing,
-            jobs=jobs,
-            backend=backend,
-            scheduler=scheduler,
-            code=f"import {type(self).__module__}",
-        )
+        code = f"import {type(self).__module__}"
+        finished = side_by_side(self._world, missing, code=code, **how)
         for each, result in tqdm(
             finished, self.name, len(missing), disable=not progress, leave=False
         ):
@@ -83,8 +71,8 @@ class Worlds:
 
     def _world(self, numbers: range) -> xr.Dataset:
         number = numbers.start
-        found = outcome(space.experiment(number, self.data_set, self.length))
-        return found.expand_dims(world=[number])
+        experiment = space.experiment(number, self.data_set, self.length)
+        return outcome(experiment, progress=False, jobs=1).expand_dims(world=[number])
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
@@ -118,49 +106,38 @@ class World:
         """The data set of the world."""
         return self.experiment.data()
 
-    def run(
-        self,
-        progress: bool = True,
-        jobs: int = -1,
-        backend: str = "loky",
-        scheduler: str | None = None,
-    ) -> xr.Dataset:
+    def run(self, **how: Any) -> xr.Dataset:
         """What :func:`outcome` gives, along a dimension ``world`` of one."""
-        how: dict[str, Any] = {"progress": progress, "jobs": jobs}
-        how |= {"backend": backend, "scheduler": scheduler}
         provenance = json.dumps({"experiment": self.name, "settings": asdict(self)})
         found = outcome(self.experiment, **how).expand_dims(world=[self.world])
         return found.assign_attrs(provenance=provenance)
 
 
-def outcome(
-    experiment: Experiment, progress: bool = False, jobs: int = 1, **how: Any
-) -> xr.Dataset:
-    """What is kept of a world: an experiment frozen at two stages.
+def outcome(experiment: Experiment, **how: Any) -> xr.Dataset:
+    """What is kept of a world.
 
     Args:
-        experiment: with two stages.
-        progress, jobs, how: as in :meth:`Experiment.run`.
+        experiment: of the world.
+        how: as in :meth:`Experiment.run`.
 
     Returns:
-        ``loss`` (stage, split, order, run, k), ``start_loss`` (split, run), as in
-        :meth:`Experiment.run`, ``stage`` being "first" or "second" and k a share of p;
-        ``correlation`` (stage, order, run, other): Spearman's, of the ranks of two runs, place by
-        place as the paper's figures look at them;
+        ``loss`` (split, order, run, k), ``start_loss`` (split, run), as in
+        :meth:`Experiment.run`, k being a share of p;
+        ``correlation`` (order, run, other): Spearman's, of the ranks of two runs, place by place
+        as the paper's figures look at them;
         ``diverged``: whether a loss was not finite. All else is NaN then.
     """
     try:
-        data = experiment.run(progress=progress, jobs=jobs, **how)
+        data = experiment.run(**how)
     except FloatingPointError:
         return _empty(experiment).assign(diverged=True)
     share = np.linspace(0, 1, experiment.grid)
-    loss = data.loss.rename(t0="stage").assign_coords(stage=["first", "second"], k=share)
-    ranks = data.ranks.transpose("t0", "order", "run", "parameter").values
-    correlation = [[np.corrcoef(order) for order in stage] for stage in ranks]
+    ranks = data.ranks.transpose("order", "run", "parameter").values
+    correlation = np.array([np.corrcoef(order) for order in ranks])
     return _empty(experiment).assign(
-        loss=loss.transpose("stage", "split", "order", "run", "k"),
+        loss=data.loss.assign_coords(k=share),
         start_loss=data.start_loss,
-        correlation=(("stage", "order", "run", "other"), np.array(correlation)),
+        correlation=(("order", "run", "other"), correlation),
         diverged=False,
     )
 
@@ -168,7 +145,6 @@ def outcome(
 def _empty(experiment: Experiment) -> xr.Dataset:
     """Every outcome missing."""
     coordinates: dict[str, Any] = {
-        "stage": ["first", "second"],
         "split": ["train", "test"],
         "order": list(experiment.orders),
         "run": range(experiment.runs),
@@ -176,9 +152,9 @@ def _empty(experiment: Experiment) -> xr.Dataset:
         "k": np.linspace(0, 1, experiment.grid),
     }
     dims = {
-        "loss": ("stage", "split", "order", "run", "k"),
+        "loss": ("split", "order", "run", "k"),
         "start_loss": ("split", "run"),
-        "correlation": ("stage", "order", "run", "other"),
+        "correlation": ("order", "run", "other"),
     }
     shapes = {name: [len(coordinates[dim]) for dim in each] for name, each in dims.items()}
     missing = {name: (dims[name], np.full(shape, np.nan)) for name, shape in shapes.items()}
