@@ -7,9 +7,9 @@
   into the shards of the engine, one process a core;
 - products: the matrix products of a step alone, by ``torch.bmm``, in the processes of the engine.
 
-Variants are 19 values of k in each of two orders, and nothing frozen. All ways in turns; medians over
-the rounds. A step is gradient, mask and Adam; the engine and JAX also fetch their minibatches and
-look at the loss, the plain way is given its minibatch.
+Variants are 19 values of k in each of two orders, and nothing frozen. All ways in turns; medians
+over the rounds. A step is gradient, mask and Adam; the engine and JAX also fetch their minibatches
+and look at the loss, the plain way is given its minibatch.
 """
 
 import os

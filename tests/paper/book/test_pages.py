@@ -103,7 +103,7 @@ def test_a_download_carries_values_and_figures(book):
 
     book.write_notebook("two", ["x = 1"])
     chapter = Chapter(Settings(book.root), "chapters/two")
-    text = "Loss {glue:text}`loss:.2f` in {glue:text}`chapters/one.ipynb::runs:d` {doc}`runs <one>`"
+    text = "Loss {glue:text}`loss:.2f` in {glue:text}`one.ipynb::runs:d` {doc}`runs <one>`"
     chapter.notebook.cells.insert(0, nbformat.v4.new_markdown_cell(text))
     executed = {"chapters/two": [cell("loss", 0.126)], "chapters/one": [cell("runs", 25)]}
     executed = {n: nbformat.v4.new_notebook(cells=cells) for n, cells in executed.items()}

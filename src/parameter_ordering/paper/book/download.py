@@ -1,5 +1,6 @@
 """The notebook that a reader takes away: it carries its figures and numbers, and runs by itself."""
 
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +68,8 @@ def _plain(text: str, values: Mapping[str, Mapping[str, str]], here: str) -> str
     """MyST's roles as plain Markdown, which any viewer of notebooks shows."""
 
     def value(found: re.Match) -> str:
-        page = re.sub(r"\.ipynb$", "", found["page"] or here)
+        page = posixpath.join(posixpath.dirname(here), found["page"] or posixpath.basename(here))
+        page = posixpath.normpath(re.sub(r"\.ipynb$", "", page))
         return _formatted(values.get(page, {}).get(found["key"], found["key"]), found["form"])
 
     text = _GLUE.sub(value, text)
