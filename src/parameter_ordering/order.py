@@ -18,6 +18,10 @@ from parameter_ordering.selection import concatenate, mark_first, tie_breaks
 __all__ = ["frozen_mask", "mean_frozen", "rank", "reverse", "shuffle_within"]
 
 
+class NoRank(ValueError, FloatingPointError):
+    """A score is NaN: the argument is wrong, and the training that it comes from has diverged."""
+
+
 @torch.no_grad()
 def rank(
     scores: Mapping[str, Tensor], seed: int | Sequence[int] | Tensor = 0, ensemble_dims: int = 0
@@ -202,7 +206,7 @@ def _check(tensors: Mapping[str, Tensor], ensemble_dims: int) -> tuple[tuple[int
             )
         # The minimum of a tensor with a NaN is NaN, and takes no temporary.
         if s.is_floating_point() and s.numel() and s.min().isnan():
-            raise ValueError(f"the scores of {name!r} contain NaN, which has no rank")
+            raise NoRank(f"the scores of {name!r} contain NaN, which has no rank")
     return ensemble, sum(s.shape[ensemble_dims:].numel() for s in tensors.values())
 
 

@@ -39,6 +39,11 @@ def test_divergence_is_an_outcome():
     }
 
 
+def test_a_variance_that_overflows_is_divergence():
+    """Up to t0 the loss of this world is finite, but the square of a gradient is not."""
+    assert outcome(space.experiment(26, "boston_housing", iterations=2)).diverged
+
+
 @pytest.fixture
 def run(monkeypatch):
     """The numbers of the worlds that are run."""
