@@ -59,7 +59,7 @@ def picture(
         numbers: write estimates and their 95 % intervals too, and leave out the new data.
     """
     rows = [row for lines in groups.values() for each in lines.values() for row in each]
-    columns = [name for name in dict.fromkeys(DATA_SETS.values()) if name in map(_column, rows)]
+    columns = list(dict.fromkeys(map(_column, rows)))
     heads = "".join(f'<th scope="col">{name}</th>' for name in columns)
     body = ""
     for heading, lines in groups.items():
@@ -108,7 +108,7 @@ def _mark(row: Row | None, t0: str, numbers: bool) -> str:
         return text
     error = (row.high - row.low) / 4
     value, low, high = (number(each, error) for each in (row.estimate, row.low, row.high))
-    return f"{text} {value} <small>({low} to {high})</small>"
+    return f"{text} {value} <small>{low} to {high}</small>"
 
 
 def strips(ledger: Claims, rows: Sequence[Row], splits: Sequence[str] = ("", "test")) -> Html:
