@@ -1,5 +1,8 @@
-/* Tables marked data-sorts: a click on a head sorts, and controls above show only some rows. */
+/* Tables marked data-sorts: a click on a head sorts, and controls above show only some rows.
+   Folds open for a printer. */
 "use strict";
+
+addEventListener("beforeprint", () => document.querySelectorAll(".fold").forEach((each) => each.open = true));
 
 for (const table of document.querySelectorAll("table[data-sorts]")) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];

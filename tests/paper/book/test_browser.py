@@ -82,6 +82,8 @@ def test_look_inside_answers_to_the_keyboard(windows):
 
 def test_the_cases_sort_and_filter(windows):
     tab = show(windows[WIDE, "light"], HTML / "chapters/claims.html")
+    tab.focus(".fold:has(table[data-sorts]) > summary")
+    tab.keyboard.press("Enter")
     rows = tab.locator("table[data-sorts] tbody tr:visible")
     before = rows.count()
     tab.fill(".filters [name=words]", "boston")

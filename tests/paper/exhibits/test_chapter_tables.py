@@ -24,7 +24,12 @@ def results(growth):
             ),
             "variance": (("run", "parameter"), np.ones((RUNS, P))),
         },
-        {"split": ["train", "test"], "order": ["covariance", "random"], "k": K},
+        {
+            "split": ["train", "test"],
+            "order": ["covariance", "random"],
+            "k": K,
+            "tensor": ("parameter", ["a"] * 20 + ["b"] * 40),
+        },
     )
 
 
@@ -40,6 +45,13 @@ def test_where_the_orders_differ(growth, below, above):
     numbers = dict(chapter_tables.numbers(results(growth), "late_"))
     assert (numbers["late_below"], numbers["late_above"]) == (below, above)
     assert "late_within_ratio" not in numbers
+
+
+def test_what_half_of_all_frozen_is_of_each_tensor():
+    data = results([1.0] * 5)
+    data["ranks"] = data.ranks.copy(data=np.broadcast_to(np.arange(P) + 1, (2, RUNS, P)))
+    numbers = dict(chapter_tables.numbers(data))
+    assert (numbers["half_a"], numbers["half_b"]) == (1.0, 0.25)
 
 
 def test_a_ratio_without_a_denominator_is_a_dash():

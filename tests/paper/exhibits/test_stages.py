@@ -1,11 +1,14 @@
 """The figure, the table and the words on stages, on ratios that are known."""
 
+import json
+
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 
 from parameter_ordering.paper.evidence.stage import EARLY, LATE, STAGES, Point
 from parameter_ordering.paper.evidence.statistics import Ratio
-from parameter_ordering.paper.exhibits import stages
+from parameter_ordering.paper.exhibits import look_at_stages, stages
 
 B = 1 + 0.05 * np.random.default_rng(0).normal(size=10)
 NOISE = 0.01 * np.random.default_rng(1).normal(size=10)
@@ -60,3 +63,16 @@ def test_the_table_has_a_row_a_stage(found):
     lines = stages.stage_table(found).splitlines()
     assert "MNIST, to random within each tensor" in lines[3]
     assert len([line for line in lines if line.startswith(("9", "6", "4", "2", "1", "5"))]) == 8
+
+
+def test_the_script_is_given_the_ratios_with_their_intervals(found):
+    html = look_at_stages.look_at_stages(found).html
+    assert len(html) < 100_000
+    sets = {
+        each["name"]: each for each in json.loads(BeautifulSoup(html, "html.parser").script.string)
+    }
+    lines = sets["Synthetic 1"]["ratios"]["random"]
+    assert [line[0] for line in lines] == [float(f"{stage:.3g}") for stage in STAGES]
+    assert all(low <= value <= high for _, value, low, high in lines)
+    assert lines[0][1] == pytest.approx(0.5, rel=0.02)
+    assert sets["Synthetic 3"]["ratios"]["random"] == []

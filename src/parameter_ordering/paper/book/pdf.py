@@ -128,6 +128,8 @@ def _tidy(article: Any, docname: str, settings: Settings) -> None:
         still.find_parent("div").replace_with(still)
     for each in article.select(_LEFT_OUT):
         each.decompose()
+    for each in article.select("details.fold"):
+        each["open"] = ""
     for each in article.select("picture"):
         each.replace_with(each.img)
     for each in article.select("a.enlarge"):

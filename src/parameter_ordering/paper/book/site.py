@@ -25,7 +25,7 @@ from parameter_ordering.paper.store.origin import origin
 
 _HOSTED = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 _BUTTONS = ("use_repository_button", "use_source_button", "use_issues_button")
-_SCRIPTS = {"data-look": "look.js", "data-sorts": "sorts.js"}
+_SCRIPTS = {"data-look": "look.js", "data-sorts": "sorts.js", "data-stages": "stages.js"}
 _FORMULA = re.compile(r'class="math\b')
 _LAUNCH = {
     "notebook_interface": "jupyterlab",

@@ -114,6 +114,9 @@ def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | s
         near = share_near_one(data.ranks.sel(order=order).values, data.k.values)
         yield f"{prefix}near_one_{order}", near.value
     yield f"{prefix}dead", float((data.variance == 0).mean())
+    half = data.ranks.sel(order="covariance") <= data.sizes["parameter"] // 2
+    for tensor in dict.fromkeys(data.tensor.values.tolist()):
+        yield f"{prefix}half_{tensor}", float(half[:, data.tensor.values == tensor].mean())
 
 
 def _reading(row: pd.Series) -> str:

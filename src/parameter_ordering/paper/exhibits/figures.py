@@ -214,8 +214,7 @@ def first_layer_figure(data: xr.Dataset) -> Figure:
     Args:
         data: of :meth:`Experiment.run` on MNIST.
     """
-    ranks = data.ranks.sel(order="covariance").values[0, data.tensor.values == "0.weight"]
-    images = ranks.reshape(-1, 28, 28) / data.sizes["parameter"]
+    images = _of_units(data)
     figure, axes = plt.subplots(2, 5, figsize=(7.4, 3.3))
     for unit, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         shown = axis.imshow(image, cmap="magma", vmin=0, vmax=1)
@@ -224,9 +223,20 @@ def first_layer_figure(data: xr.Dataset) -> Figure:
         sns.despine(ax=axis, left=True, bottom=True)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8)
     bar.set_label("rank / p: dark is frozen first")
-    rim, centre = (float(images[(..., *at)].mean()) for at in ((0, slice(None)), (14, 14)))
-    found = f"Mean rank / p of the upper rim {number(rim)}, of the centre {number(centre)}"
-    return describe(figure, f"{found}.")
+    rim, centre = (number(each) for each in rim_and_centre(data))
+    return describe(figure, f"Mean rank / p of the upper rim {rim}, of the centre {centre}.")
+
+
+def rim_and_centre(data: xr.Dataset) -> tuple[float, float]:
+    """Mean rank / p of the weights of the upper rim, and of the centre, in the first run."""
+    images = _of_units(data)
+    return float(images[:, 0].mean()), float(images[:, 14, 14].mean())
+
+
+def _of_units(data: xr.Dataset) -> np.ndarray:
+    """Rank / p of each pixel's weight in the first run, (units, 28, 28)."""
+    ranks = data.ranks.sel(order="covariance").values[0, data.tensor.values == "0.weight"]
+    return np.asarray(ranks.reshape(-1, 28, 28) / data.sizes["parameter"])
 
 
 def weight_figure(data: xr.Dataset) -> Figure:

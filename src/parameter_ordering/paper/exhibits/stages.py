@@ -15,7 +15,7 @@ from parameter_ordering.paper.exhibits.chapter_tables import markdown_table, tel
 from parameter_ordering.paper.exhibits.style import DATA_SETS, INK, NAMES, PALE, describe
 
 VERSUS = ("random", "random_within_tensors")
-_LOOKS = {
+LOOKS = {
     "synthetic_1": ("#0072b2", "o"),
     "boston_housing": ("#d55e00", "s"),
     "synthetic_3": ("#009e73", "D"),
@@ -53,7 +53,7 @@ def stage_figure(found: Mapping[str, list[Point]]) -> Figure:
             drawn = {p.left: p.ratio for p in every if p.versus == versus and p.ratio}
             rows = [(left, r.value, *r.interval()) for left, r in drawn.items()]
             left, value, low, high = np.array(rows).reshape(-1, 4).T
-            colour, marker = _LOOKS[name]
+            colour, marker = LOOKS[name]
             look = {"color": colour, "marker": marker, "ms": 4, "lw": 1.5, "capsize": 2}
             axis.errorbar(left, value, [value - low, high - value], label=DATA_SETS[name], **look)
         axis.set_title(f"({letter}) to {NAMES[versus]}")

@@ -44,7 +44,7 @@ LOOKS = {
     "random_within_tensors": Look("random within each tensor", "#009e73", (0, (1.5, 1.5)), "^"),
     "covariance_descending": Look("largest variance first", "#7a6a5f", (0, (3, 1, 1, 1)), "v"),
     "zero_variance": Look("zero variance first, then random", "#b8609a", (0, (4, 1.5)), "P"),
-    "all_samples": Look("variance from all samples", "#2f9fd8", (0, (6, 1.5)), "h"),
+    "all_samples": Look("variance from all objects", "#2f9fd8", (0, (6, 1.5)), "h"),
     "first_not_centred": Look("first object, not centred", "#c05a5a", (0, (2, 2)), "1"),
     "all_not_centred": Look("all objects, not centred", "#6b8f23", (0, (5, 3)), "2"),
     "not_cleared": Look("gradients not cleared", "#7d7d00", (0, (1, 1, 4, 1)), "3"),
