@@ -21,7 +21,7 @@ from parameter_ordering.paper.exhibits.chapter_tables import (
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.style import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES, data_set
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -34,16 +34,16 @@ def growth_table(compared: Mapping[str, xr.Dataset], versus: str = "random") -> 
     table: dict[str, dict[str, str]] = {}
     best: dict[tuple[str, str], bool] = {}
     for name, data in compared.items():
-        growth = mean_growth(data.loss.sel(split="test"))
+        column, growth = data_set(name), mean_growth(data.loss.sel(split="test"))
         lowest = str(
             growth.mean("run").drop_sel(order="oracle", errors="ignore").idxmin("order").item()
         )
         for order in data.order.values.tolist():
-            table.setdefault(order, {})[name] = ratio(data, order, versus)
+            table.setdefault(order, {})[column] = ratio(data, order, versus)
             difference = mean_difference(growth.sel(order=order), growth.sel(order=lowest))
             low, high = difference.interval()
-            decided = table[order][name] != NO_RATIO
-            best[order, name] = decided and (order == lowest or low <= 0 <= high)
+            decided = table[order][column] != NO_RATIO
+            best[order, column] = decided and (order == lowest or low <= 0 <= high)
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     bold = pd.DataFrame(
         [["font-weight: bold" if best.get((o, n)) else "" for n in frame] for o in frame.index],
@@ -62,7 +62,7 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
     columns: dict[tuple[str, str], dict[str, str]] = {}
     for name, data in compared.items():
         for tolerance in (0.01, 0.05, 0.1):
-            column = columns.setdefault((name, f"{tolerance:.0%}"), {})
+            column = columns.setdefault((data_set(name), f"{tolerance:.0%}"), {})
             for order in orders:
                 estimate = freezable(data.loss.sel(split="test", order=order), tolerance)
                 low, high = estimate.interval()
@@ -76,7 +76,9 @@ def freezable_table(compared: Mapping[str, xr.Dataset], orders: Sequence[str]) -
 def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     """Rank correlation between runs, one row an order, one column a data set."""
     columns = {
-        name: {NAMES[order]: correlation(data, order) for order in data.order.values.tolist()}
+        data_set(name): {
+            NAMES[order]: correlation(data, order) for order in data.order.values.tolist()
+        }
         for name, data in compared.items()
     }
     return styled(pd.DataFrame(columns)).format(two_digits, na_rep="")

@@ -39,7 +39,7 @@ _NO_RIVALS = (
     "fresh_gradient",
     "fresh_within_tensors",
 )
-_SCALE = (0.05, 4.0)
+_SCALE = (0.03, 4.0)
 
 
 def standings(data: xr.Dataset) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from parameter_ordering.paper.exhibits.style import COLOURS, DATA_SETS, INK, PAL
 
 READINGS = {
     "covariance": "as printed",
-    "all_samples": "all samples",
+    "all_samples": "all objects",
     "first_not_centred": "not centred",
     "not_cleared": "gradients not cleared",
 }

@@ -28,7 +28,7 @@ def covariance(trained: Training) -> Scores:
 
 
 def all_samples(trained: Training) -> Scores:
-    """The same variance, from all samples of each minibatch; S - 1 times less noise.
+    """The same variance, from all objects of each minibatch; S - 1 times less noise.
 
     Extra: p numbers; about one more product for each weight, a third of a backward pass.
     """
