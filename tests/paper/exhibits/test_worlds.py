@@ -99,3 +99,11 @@ def test_an_effect_stands_beside_what_it_was_again(rows):
     assert table["again"].tolist() == ["0.39 (0.38–0.40)"]
     lost = exhibits.again_table([before], [after | {"diverged": True}]).data
     assert lost["again"].tolist() == ["diverged"]
+
+
+def test_prose_names_what_is_beyond_chance_and_where_the_order_is_better(rows):
+    table = pd.DataFrame({"share": [0.4, 0.1], "chance": 0.2}, index=["shared_weights", "lr"])
+    found = exhibits.in_words(rows, {"mnist": table})
+    assert found["beyond"] == "shared weights on MNIST"
+    # World 8 has the effect 0; of those below it, all but the diverged one count on MNIST.
+    assert (found["better synthetic_1"], found["better mnist"]) == ("50%", "47%")

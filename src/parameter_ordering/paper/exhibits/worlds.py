@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 from parameter_ordering.paper.evidence.worlds import (
     GROWTH,
     PAPER,
+    SLOWER,
     Statement,
     contrast_of,
     holds,
@@ -133,6 +134,25 @@ def importance_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return describe(figure, f"Beyond chance. {'; '.join(found)}.")
 
 
+def in_words(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """For the prose: what stands ``beyond`` chance, and where the proposed order is ``better``.
+
+    Args:
+        rows: effects of the paper's reading.
+        tables: of :func:`.evidence.importance.importance`, by data set.
+    """
+    beyond = [
+        f"{choice.replace('_', ' ')} on {DATA_SETS[name]}"
+        for name, table in tables.items()
+        for choice in table.index[table.share > table.chance]
+    ]
+    found = {"beyond": ", ".join(beyond) or "nothing"}
+    for name in GROWTH:
+        better = holds(_of_paper(rows, name), SLOWER).dropna()
+        found[f"better {name}"] = f"{better.mean():.0%}"
+    return found
+
+
 def shares_table(table: pd.DataFrame) -> Styler:
     """In which share of the worlds a statement holds.
 
@@ -222,4 +242,4 @@ def _ratio(row: Mapping) -> str:
     if row["diverged"]:
         return "diverged"
     value, low, high = (ratio_of(row[each]) for each in ("contrast", "low", "high"))
-    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+    return f"{value:.2f} ({low:.2f}–{high:.2f})".replace("inf", "∞")

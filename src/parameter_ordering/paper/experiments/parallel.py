@@ -7,6 +7,7 @@ is not, source for source and version for version, what the caller has.
 import os
 import platform
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -70,7 +71,10 @@ def side_by_side(
 def _in_processes(work: Callable[[P], R], pieces: Sequence[P], jobs: int) -> Iterator[tuple[P, R]]:
     with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
         parallel = Parallel(batch_size=1, return_as="generator_unordered")
-    yield from parallel(delayed(_with_parent)(work, os.getpid(), piece) for piece in pieces)
+    with warnings.catch_warnings():
+        # Of no harm: an idle worker left, and joblib starts another.
+        warnings.filterwarnings("ignore", message="A worker stopped")
+        yield from parallel(delayed(_with_parent)(work, os.getpid(), piece) for piece in pieces)
 
 
 def _with_parent(work: Callable[[P], R], parent: int, piece: P) -> tuple[P, R]:
