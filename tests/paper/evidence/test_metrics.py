@@ -244,3 +244,5 @@ def test_step_time(judge_one):
     assert row.estimate == pytest.approx(0.7)
     assert row.verdict == SUPPORTED
     assert judge_one(data, **fields, threshold=0.65).verdict == NOT_SUPPORTED
+    noisy = data.assign(seconds=data.seconds * np.exp(rng.normal(size=(RUNS, 1))))
+    assert judge_one(noisy, **fields, threshold=0.75).estimate == pytest.approx(0.7)

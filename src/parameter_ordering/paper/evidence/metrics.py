@@ -160,12 +160,14 @@ def covariance_order(data: xr.Dataset, claim: Claim) -> Measured:
 def step_time(data: xr.Dataset, claim: Claim) -> Measured:
     """Time of a training step with the share k / p frozen, as a ratio to that with k = 0.
 
-    From ``seconds`` (run, k): each run is one round of timings, taken in turn.
+    From ``seconds`` (run, k): each run is one round of timings, taken in turn. The geometric mean
+    over rounds: a round that something else on the machine disturbed counts like any other.
     """
     assert claim.share is not None
     seconds = data.seconds.transpose("run", "k")
     frozen = seconds.sel(k=claim.share * float(data.k[-1]), method="nearest")
-    ratio = Ratio(frozen.values, seconds.sel(k=0).values)
+    log = mean_difference(np.log(frozen.values), np.log(seconds.sel(k=0).values))
+    ratio = Estimate(float(np.exp(log.value)), log.standard_error, log.df, logarithmic=True)
     return Measured(ratio, "ratio of times")
 
 
