@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms, check_layers
-from parameter_ordering.gradients.following import Following, mean_over_processes
+from parameter_ordering.gradients.following import Following
 from parameter_ordering.gradients.per_sample import Batch, PerSampleGradients
 from parameter_ordering.gradients.per_sample import samples as count
+from parameter_ordering.gradients.processes import mean_over_processes
 from parameter_ordering.gradients.running import Running
 from parameter_ordering.gradients.selected import check_whole, selected
 
@@ -133,21 +134,16 @@ class GradientCovariance:
         self.model, self.samples, self.full = model, samples, full
         self.ensemble_dims, self.reduction, self.batch_dim = ensemble_dims, reduction, batch_dim
         self.kappa, self.burn_in, self.unbiased = kappa, burn_in, unbiased
-        self.one_sample, self.t = one_sample, 0
+        self.one_sample, self.t, first = one_sample, 0, samples == "first"
         self._parameters = selected(model, parameters)
-        self._C = Running(self._parameters, ensemble_dims, full, samples == "first", memory_limit)
+        self._C = Running(self._parameters, ensemble_dims, full, first, memory_limit)
         if initial is not None:
             self._C.set(initial)
         check_whole(self._parameters)
         check_layers(model)
         self._batch_norms = batch_norms(model)
         self._gradients = PerSampleGradients(
-            model,
-            self._parameters,
-            samples == "first",
-            ensemble_dims,
-            reduction == "mean",
-            batch_dim,
+            model, self._parameters, first, ensemble_dims, reduction == "mean", batch_dim
         )
         self._attached: Following | None = None
         self._sizes_seen = 0  # of the minibatches so far, as one number
@@ -181,7 +177,7 @@ class GradientCovariance:
             with torch.no_grad():
                 self._C.decay(1 - kappa)
                 self._C.add(g_S, g, self._alpha(kappa, S))
-        self.t += 1
+        self.t, self._sizes_seen = self.t + 1, hash((self._sizes_seen, S))
         return loss
 
     def attach(self, optimizer: Any, scaler: Any = None) -> None:
@@ -197,9 +193,10 @@ class GradientCovariance:
         - *Accumulation.* Micro-batches make one V_t; "first" takes the first sample of the first.
         - *What leaves no trace*: a pass without gradients or without ``backward()``, a gradient
           that ``zero_grad()`` drops, a step that a ``GradScaler`` skips.
-        - *Processes.* With ``DistributedDataParallel`` training sends nothing more. What reads C,
-          :meth:`diagonal`, :meth:`matrix` and :meth:`state_dict`, takes the mean over processes:
-          each has to call it, and each gets the same bits. All need minibatches of the same size.
+        - *Processes.* With ``DistributedDataParallel`` training sends nothing more, but gradients
+          that a freeze masks. What reads C, :meth:`diagonal`, :meth:`matrix`, :meth:`state_dict`,
+          takes the mean over processes: each has to call it, and gets the same bits. All need
+          minibatches of the same size.
         - *Copies* of the model, as of an average of its weights, and of C are not attached.
 
         Args:

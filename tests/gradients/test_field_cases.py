@@ -37,23 +37,24 @@ def follow(C, model, way, batches, loss_fn=F.mse_loss, lr=0.0):
         optimizer.step()
 
 
-def by_rows(model, loss_fn, x, y, first=False):
-    """V_t for shares that flow through the rows of the output, one backward pass each."""
+def rows(model, loss_fn, x, y):
+    """g_i by name, for shares that flow through the rows of the output, one backward pass each."""
     w = dict(model.named_parameters())
     output = model(x)
     leaf = output.detach().requires_grad_()
     (d,) = torch.autograd.grad(loss_fn(leaf, y), leaf)
-    rows = []
+    found = []
     for i in range(len(d)):
         one = torch.zeros_like(d)
         one[i] = d[i]
-        rows.append(torch.autograd.grad(output, [*w.values()], one, retain_graph=True))
-    V = {}
-    for name, each in zip(w, zip(*rows, strict=True), strict=True):
-        g = len(d) * torch.stack(each)
-        r = (g - g.mean(0)).square()
-        V[name] = r[0] if first else r.mean(0)
-    return V
+        found.append(torch.autograd.grad(output, [*w.values()], one, retain_graph=True))
+    return {n: len(d) * torch.stack(s) for n, s in zip(w, zip(*found, strict=True), strict=True)}
+
+
+def by_rows(model, loss_fn, x, y, first=False):
+    """V_t of these."""
+    deviations = ((n, (g - g.mean(0)).square()) for n, g in rows(model, loss_fn, x, y).items())
+    return {name: r[0] if first else r.mean(0) for name, r in deviations}
 
 
 class Sorting(nn.Module):

@@ -22,6 +22,11 @@ def only(passes: Sequence[Pass], axis: int, model: nn.Module) -> Pass:
             f"{len(passes)} calls of the model for one backward pass: which rows are of the same "
             "sample is not known; call backward() after each, or give all samples at once"
         )
+    if passes[0].moving and passes[0].blind:
+        raise Fault(
+            "the model may move samples from row to row, and a reentrant checkpoint keeps from "
+            "seeing whether it does: call checkpoint(..., use_reentrant=False)"
+        )
     if passes[0].S is None:
         raise Fault(f"no input of the model has an axis {axis} of samples")
     return passes[0]

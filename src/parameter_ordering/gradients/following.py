@@ -1,9 +1,7 @@
 """How a covariance follows a training, in one process or in several."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from parameter_ordering.gradients.pending import Pending
@@ -51,24 +49,4 @@ class Following:
             mean = S if C.reduction == "mean" else 1
             self._pending.add_to(C._C, g, mean, C._alpha(kappa, S) / scale**2)
         self._pending.clear()
-        C._sizes_seen = hash((C._sizes_seen, S))
-        C.t += 1
-
-
-def mean_over_processes(parts: Iterable[Tensor], seen: object) -> list[Tensor]:
-    """Copies of tensors as their mean over all processes, the same bits in each.
-
-    Raises:
-        RuntimeError: the processes have not seen the same.
-    """
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, seen)
-    if len(set(everywhere)) > 1:
-        raise RuntimeError(
-            "the processes had minibatches of different sizes, or not the same number of steps: "
-            f"{everywhere}; drop the last, smaller minibatch (drop_last=True)"
-        )
-    means = [part / len(everywhere) for part in parts]
-    for mean in means:
-        dist.all_reduce(mean)
-    return means
+        C.t, C._sizes_seen = C.t + 1, hash((C._sizes_seen, S))

@@ -11,7 +11,8 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from parameter_ordering.gradients.coupling import check_loss, check_model
-from parameter_ordering.gradients.factors import Rows
+from parameter_ordering.gradients.factors import Factors, Rows, Sum
+from parameter_ordering.gradients.processes import exchanged
 from parameter_ordering.gradients.recorder import silent
 from parameter_ordering.gradients.running import accumulator_dtype
 from parameter_ordering.gradients.shares import Shares
@@ -87,7 +88,10 @@ class PerSampleGradients:
             with _gradients_before_hooks(self.parameters, shares.distributed) as before:
                 (loss if scaler is None else scaler.scale(loss)).backward()
             g = {n: w.grad for n, w in self.parameters.items() if w.grad is not None}
-            local = g | before
+            if shares.distributed:
+                local, g = before, g | exchanged(before, self.parameters)
+            else:
+                local = g = g | before
             found = shares.finish({n: each for n, each in local.items() if n not in alone})
         finally:
             shares.stop()
@@ -98,11 +102,14 @@ class PerSampleGradients:
                 w.grad._of_update = True
         S = shares.S or 1
         divisor = scale if self.mean else S * scale
-        g = g | (local if not shares.distributed else {})
-        g_S = {n: self._dense(n, each, divisor) for n, each in g.items() if n in found | alone}
+        g_S = {n: self._dense(n, each, divisor) for n, each in g.items()}
+        if shares.distributed:
+            found = _to_add_up(found, g_S, S)
         for rows in found.values():
             rows.scale = (S if self.mean else 1) / scale
-        return loss.detach(), g_S, {name: (found | alone)[name] for name in g_S}
+        found |= alone
+        g_S = {name: each for name, each in g_S.items() if name in found}
+        return loss.detach(), g_S, {name: found[name] for name in g_S}
 
     def _with_leaf(self, x: Batch) -> tuple[Batch, Tensor | None]:
         if self._checked or not isinstance(x, Tensor) or not x.is_floating_point():
@@ -179,6 +186,17 @@ def _check_replaceable(parameters: Iterable[Tensor]) -> None:
                 ".grad holds a gradient that another backward pass has left, and update replaces "
                 "it: call zero_grad() before; to accumulate, use attach(optimizer)"
             )
+
+
+def _to_add_up(found: dict[str, Rows], g_S: Mapping[str, Tensor], S: int) -> dict[str, Rows]:
+    """Shares whose squares are added up before those of g_S, the mean of all processes, leave.
+
+    They are zero for a parameter that other processes alone have used.
+    """
+    zero = {n: Rows(torch.zeros_like(g).expand(S, *g.shape)) for n, g in g_S.items()}
+    return {
+        n: each if isinstance(each, Factors) else Sum([each]) for n, each in (zero | found).items()
+    }
 
 
 def _parameters_beyond(loss: Node | None, output: Node) -> set[int]:

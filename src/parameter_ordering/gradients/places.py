@@ -7,11 +7,13 @@ by a random number for each sample, and what then comes out at a layer has to be
 times the same numbers. The axis on which it is so is the one that has the samples.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_leaves
 
 from parameter_ordering.gradients.coupling import rounding
 from parameter_ordering.gradients.recorder import Call, Edges, Pass
@@ -20,30 +22,32 @@ from parameter_ordering.gradients.recorder import Call, Edges, Pass
 _KEEP = frozenset(
     """Abs Acos Acosh Add Addcdiv Addcmul Alias Asin Asinh Atan Atan2 Atanh AvgPool1D
     AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D
-    Celu Clamp ClampMax ClampMin Clone ConstantPadNd Convolution Cos Cosh
+    Celu Clamp ClampMax ClampMin Clone Cos Cosh
     CudnnBatchNorm CudnnRnn Div Dropout Elu Erf Erfc Exp Expm1 Expand FusedDropout Gelu Glu Gru
-    Hardsigmoid Hardswish Hardtanh HuberLoss LeakyRelu Lerp LinalgVectorNorm Log Log1P Log2
-    LogSigmoid LogSoftmax LogSumExp Logit Lstm MaskedFill Max MaxPool2DWithIndices
+    Hardsigmoid Hardswish Hardtanh HuberLoss LeakyRelu Lerp Log Log1P Log2
+    LogSigmoid LogSoftmax Logit Lstm MaskedFill MaxPool2DWithIndices
     MaxPool3DWithIndices Maximum Minimum Mish MkldnnRnnLayer Mul NanToNum NativeBatchNorm
-    NativeDropout NativeGroupNorm NativeLayerNorm Neg Norm PixelShuffle Pow PReluKernel
-    Reciprocal ReflectionPad1D ReflectionPad2D Relu Repeat ReplicationPad1D ReplicationPad2D
-    Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh SmoothL1Loss Softmax Softplus
-    Softshrink Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril Triu Unfold Im2Col Col2Im
-    UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D
-    UpsampleNearest2D View ViewAsComplex ViewAsReal Where FusedRmsNorm LinearBackward
-    ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention
-    ScaledDotProductFlashAttention ScaledDotProductCudnnAttention ReshapeAlias
-    MkldnnConvolution SlowConv3D ThnnConv2D ConvolutionOverrideable""".lower().split()
+    NativeDropout NativeGroupNorm NativeLayerNorm Neg PixelShuffle Pow PReluKernel
+    Reciprocal Relu ReshapeAlias Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh
+    SmoothL1Loss Softmax Softplus Softshrink Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril
+    Triu Im2Col Col2Im UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
+    UpsampleNearest1D UpsampleNearest2D View ViewAsComplex ViewAsReal Where
+    FusedRmsNorm""".lower().split()
 )
+# What does where the rows are on the first axis, with their own weights or neighbours.
+_FIRST = ("convolution", "mkldnnconvolution", "slowconv", "thnnconv", "scaleddotproduct")
 # What moves rows by numbers that the graph holds, which then are a part of its signature.
 _FIXED = {
     "cat": ("dim",),
-    "cumsum": ("dim",),
+    "constantpadnd": ("pad",),
     "flip": ("dims",),
-    "mean": (),
     "narrow": ("dim", "start", "length"),
     "permute": ("dims",),
-    "prod": ("dim",),
+    "reflectionpad1d": ("padding",),
+    "reflectionpad2d": ("padding",),
+    "repeat": ("repeats",),
+    "replicationpad1d": ("padding",),
+    "replicationpad2d": ("padding",),
     "roll": ("shifts", "dims"),
     "select": ("dim", "index"),
     "slice": ("dim", "start", "end", "step"),
@@ -51,67 +55,91 @@ _FIXED = {
     "splitwithsizes": ("dim", "split_sizes"),
     "squeeze": ("dim",),
     "stack": ("dim",),
-    "std": ("dim",),
-    "sum": ("dim",),
     "transpose": ("dim0", "dim1"),
     "unbind": ("dim",),
+    "unfold": ("dimension", "size", "step"),
     "unsqueeze": ("dim",),
-    "var": ("dim",),
 }
+# What adds up along an axis; with weights of zero and one that is a choice, if rows are on two.
+_ALONG = frozenset(
+    """Cumsum LinalgVectorNorm LogSumExp Max Mean Norm Prod Std Sum Var""".lower().split()
+)
 
 
-def graph(within: Pass, outputs: Edges) -> tuple[int, bool]:
-    """A signature of the graph of a pass, and whether samples could have moved in it.
+def graph(within: Pass, outputs: Iterable[Node]) -> int:
+    """A signature of the graph of a pass, which changes when layers are called otherwise.
 
-    The signature changes when layers are called otherwise than before.
+    Marks the pass where samples could move in it, and where this cannot be put to the test.
     """
-    S, suspicious = within.S or 1, False
-    seen: set[Node] = set()
-    names: list[Any] = []
-    stack = [edge.node for edge in outputs.values()]
+    numbers: dict[Node, int] = {node: n for n, node in enumerate(dict.fromkeys(outputs))}
+    stack = list(numbers)
+    signature: list[Any] = [within.S, *map(id, within.calls), *within.calls.values()]
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        name = node.name()
-        names.append(name)
-        following = node.next_functions
+        name, following = node.name(), node.next_functions
         kind = name.rstrip("0123456789").removesuffix("Backward").lower()
-        if kind in _FIXED:
-            names += [str(getattr(node, f"_saved_{each}", "")) for each in _FIXED[kind]]
-        elif not suspicious and not _keeps(node, name, kind, following, S):
-            suspicious = True
-        stack.extend(each for each, _ in following if each is not None)
-    counts = tuple((id(layer), n) for layer, n in within.calls.items())
-    return hash((S, tuple(names), counts)), suspicious
+        fixed = _FIXED.get(kind, ()) if name[-1].isdigit() else ()
+        signature += [name, *_shape(node)]
+        signature += [str(getattr(node, f"_saved_{each}", "")) for each in fixed]
+        if hasattr(node, "run_function"):
+            _look_inside(node, within)
+        elif not within.moving and not fixed:
+            within.moving = not _keeps(node, name, kind, following, within.S or 1)
+        for each, place in following:
+            if each is not None and each not in numbers:
+                numbers[each] = len(numbers)
+                stack.append(each)
+            signature += [each and numbers[each], place]
+    return hash(tuple(signature))
+
+
+def _look_inside(node: Any, within: Pass) -> None:
+    """A reentrant checkpoint has its graph in the backward pass, and forbids a second one."""
+    within.blind, run = True, node.run_function
+
+    def run_and_look(*args: Any) -> Any:
+        output = run(*args)
+        leaves = (t for t in tree_leaves(output) if torch.is_tensor(t))
+        graph(within, [t.grad_fn for t in leaves if t.grad_fn is not None])
+        return output
+
+    node.run_function = run_and_look
 
 
 def _keeps(node: Node, name: str, kind: str, following: tuple[Any, ...], S: int) -> bool:
-    if kind in _KEEP or name.endswith("AccumulateGrad"):
+    if name.endswith("AccumulateGrad"):
         return True
-    if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows
-        return _of_parameters(following[-1][0])
-    if kind == "embedding":
-        return _of_parameters(following[0][0])
-    if kind == "bmm":
-        sizes = [_length(node, saved) for saved in ("_saved_self", "_saved_mat2")]
-        return all(n is None or n % S == 0 for n in sizes) and any(n is not None for n in sizes)
+    if name[-1].isdigit():  # of torch: functions of others have a name without a number
+        if kind in _KEEP:
+            return True
+        shape = _shape(node)
+        if kind.startswith(_FIRST):
+            return bool(shape) and shape[0] % S == 0
+        if kind in _ALONG:
+            return _shape(*following[0]).count(S) < 2
+        if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows
+            return _of_parameters(following[-1][0])
+        if kind == "embedding":
+            return _of_parameters(following[0][0])
+        if kind == "bmm" and len(shape) == 3:  # no matrix from samples to samples in it
+            between = {*_shape(*following[0])[2:], *_shape(*following[1])[1:2]}
+            return shape[0] % S == 0 and not (S in between and S in shape[1:])
     return all(_of_parameters(each) for each, _ in following)
 
 
-def _length(node: Any, saved: str) -> int | None:
-    tensor = getattr(node, saved, None)
-    return None if tensor is None else int(tensor.shape[0])
+def _shape(node: Any, place: int = 0) -> tuple[int, ...]:
+    """Of an output of a node."""
+    known = node._input_metadata if node is not None else ()
+    return tuple(known[place].shape) if place < len(known) else ()
 
 
-def _of_parameters(node: Node | None) -> bool:
+def _of_parameters(node: Any) -> bool:
     """Whether this is a parameter, as it is, transposed or in another type."""
     for _ in range(8):
         if node is None:
             return False
         if node.name().endswith("AccumulateGrad"):
-            return True
+            return isinstance(node.variable, nn.Parameter)
         following = node.next_functions
         if len(following) != 1:
             return False
@@ -136,9 +164,9 @@ def weigh(
     assert within.weights is not None
     send = _weighted(gradient, within.weights, axis) - within.weighted.pop(place, 0)
     others = {key: e for key, e in (outputs | edges).items() if e != outputs[place]}
-    if not send.any():
-        return
     targets: list[Any] = [*others.values(), *parameters.values()]
+    if not targets or not send.any():
+        return
     found = torch.autograd.grad(
         [outputs[place]], targets, [send], retain_graph=True, allow_unused=True
     )

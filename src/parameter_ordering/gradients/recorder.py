@@ -29,6 +29,8 @@ class Pass:
         weights: random weights of the samples while their places are put to the test, or None.
         weighted: the gradients of the outputs of layers for samples with these weights.
         sums: those of parameters.
+        moving: whether samples may change places in it.
+        blind: whether their places cannot be put to the test.
         faults: what is wrong, by layer.
         tolerance: how far two orders of computing may be apart.
     """
@@ -41,7 +43,7 @@ class Pass:
         self.weighted: dict[tuple[Call, int], Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.faults: dict[nn.Module, str] = {}
-        self.arrived = self.tested = False
+        self.arrived = self.tested = self.moving = self.blind = False
         self.signature, self.tolerance = 0, 0.0
 
 

@@ -11,6 +11,7 @@ from parameter_ordering.gradients.coupling import batch_norms, check_batch_norms
 from parameter_ordering.gradients.factors import Rows
 from parameter_ordering.gradients.faults import Fault, name_of, only, unreached
 from parameter_ordering.gradients.layers import factors, has_rule, units
+from parameter_ordering.gradients.processes import in_data_parallel
 from parameter_ordering.gradients.proof import (
     adds_up,
     dense,
@@ -136,7 +137,7 @@ class Shares:
         check_batch_norms(self._batch_norms.items())
         if self._steps is not None:
             self._steps.forward()
-        self.distributed |= getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
+        self.distributed |= in_data_parallel()
         self._trials.begin(within, outputs, edges)
 
     # The backward pass.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from parameter_ordering.gradients.processes import exchanged, in_data_parallel
 from parameter_ordering.gradients.recorder import Hook, in_backward, silent
 
 _engine: Any = torch.autograd.Variable._execution_engine
@@ -57,7 +58,7 @@ class Steps:
         self._seen: set[str] = set()  # those with a gradient in this step
         self._left: dict[str, int] = {}  # the versions of .grad after the last backward pass
         self._passes, self._in_pass, self._error, self._scale = 0, -1, "", 1.0
-        self.exact = False
+        self.exact = self._distributed = False
         add = self.optimizer.register_step_pre_hook
         self._handles: list[Any] = [add(Hook(self._before_step))]
         for name, w in parameters.items():
@@ -75,6 +76,7 @@ class Steps:
             self._in_pass, self._added = -1, {}
             self.drop()
         self.exact = False
+        self._distributed |= in_data_parallel()
 
     def begin(self) -> None:
         """A backward pass has begun, or goes on; those inside of it belong to it."""
@@ -140,8 +142,16 @@ class Steps:
         self._passes, self._scale = self._passes + 1, scale
         there = {n: self.parameters[n].grad if g is None else g for n, g in added.items()}
         self._passed({name: g for name, g in there.items() if g is not None})
-        for name, g in added.items():
+        for name, g in (self._of_others() | added).items():
             self._keep(name, self.parameters[name], g)
+
+    def _of_others(self) -> dict[str, Tensor | None]:
+        """Parameters that have a gradient where none has come: other processes have used them."""
+        return {
+            n: None
+            for n, w in self.parameters.items()
+            if self._distributed and w.grad is not None and not w._post_accumulate_grad_hooks
+        }
 
     def _keep(self, name: str, w: nn.Parameter, added: Tensor | None) -> None:
         before, there = self._g.get(name) if name in self._seen else None, w.grad
@@ -190,6 +200,8 @@ class Steps:
         try:
             if error:
                 raise RuntimeError(error)
+            if self._distributed:
+                g |= exchanged(g, self.parameters)
             self._step(g, self._scale)
         except BaseException:
             self._dropped()

@@ -31,12 +31,12 @@ class Trials:
         if within.S is None:
             return
         if self.ensemble:
-            within.signature, suspicious = hash((within.S, *within.calls.values())), False
+            within.signature = hash((within.S, *within.calls.values()))
         else:
-            within.signature, suspicious = places.graph(within, outputs)
+            within.signature = places.graph(within, (edge.node for edge in outputs.values()))
         due = (self._passes & (self._passes - 1)) == 0
         within.tested = due or within.signature not in self._known
-        if (within.tested or suspicious) and not self.ensemble:
+        if (within.tested or within.moving) and not (self.ensemble or within.blind):
             within.weights = torch.rand(within.S, generator=self._generator) + 0.5
             own = set(outputs.values())  # where the layer's output is that of the model
             self._edges = outputs, {key: e for key, e in edges.items() if e not in own}
@@ -54,7 +54,7 @@ class Trials:
             elif (call, k) in edges:
                 self.axes.learn(call, k, d)
         except RuntimeError:  # what forbids a second backward pass, as reentrant checkpointing
-            within.weights = None
+            within.weights, within.blind = None, True
             within.sums.clear()
 
     def passed(self, within: Pass) -> None:
