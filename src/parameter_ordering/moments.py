@@ -55,8 +55,9 @@ class GradientMoments:
 
     Attributes:
         t: the number of gradients so far.
-        mean, square: the two means, by parameter name. Under ``DistributedDataParallel`` they are
-            the same in each process, as the gradients are.
+        mean: of the gradient, by parameter name.
+        square: the mean of its square. Under ``DistributedDataParallel`` both are the same in each
+            process, as the gradients are.
 
     Source: Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114,
     2017, for the use of the second.
