@@ -45,6 +45,13 @@ class Picked(nn.Module):
         return self.module(x, *self.args)[0]
 
 
+class Last(Picked):
+    """The last states of both layers."""
+
+    def forward(self, x):
+        return self.module(x)[1].transpose(0, 1)
+
+
 class Attention(nn.Module):
     """Self-attention by nn.MultiheadAttention."""
 
@@ -147,6 +154,7 @@ MODELS = {
         real(5, 4),
     ),
     "gru": (lambda: Picked(nn.GRU(4, 3, num_layers=2, batch_first=True)), real(5, 4)),
+    "gru, last states": (lambda: Last(nn.GRU(4, 3, num_layers=2, batch_first=True)), real(5, 4)),
     "rnn": (lambda: Picked(nn.RNN(4, 3, batch_first=True)), real(5, 4)),
     "attention": (Attention, real(3, 4)),
     "attention, with more": (lambda: Attention(add_bias_kv=True, kdim=4, vdim=4), real(3, 4)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from parameter_ordering.covariance import GradientCovariance
 from parameter_ordering.gradients.layers import register_rule
@@ -334,11 +335,12 @@ def test_a_scaler_is_taken_out(way, samples):
 
 @both
 @ways
-def test_time_first(way, samples):
+@pytest.mark.parametrize("times", [4, S])
+def test_time_first(times, way, samples):
     model = nn.Sequential(nn.GRU(3, 2))
     model.append(nn.Identity())
     model.forward = lambda x: model[0](x)[0]
-    x, y = torch.randn(4, S, 3), torch.randn(4, S, 2)
+    x, y = torch.randn(times, S, 3), torch.randn(times, S, 2)
     C = GradientCovariance(model, samples)
     with pytest.raises((RuntimeError, ValueError), match=r"batch_dim="):
         follow(C, model, way, [(x, y)])
@@ -352,6 +354,29 @@ def test_time_first(way, samples):
     whole = nn.Sequential(twin)
     whole.forward = lambda x: whole[0](x)[0]
     want = by_rows(whole, F.mse_loss, x.transpose(0, 1), y.transpose(0, 1), samples == "first")
+    for name, have in C.diagonal().items():
+        torch.testing.assert_close(have, want[name], **CLOSE)
+
+
+class Positions(nn.Module):
+    """Adds positions that are the same for all samples, and checkpoints a layer after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.a, self.b = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = x + self.places(torch.arange(3)[None])
+        return checkpoint(lambda x: self.b(self.a(x).tanh().square()), x, use_reentrant=False)
+
+
+@both
+@ways
+def test_a_checkpoint_in_what_is_differentiated_again(way, samples):
+    model, x, y = Positions(), torch.randn(S, 3, 4), torch.randn(S, 3, 2)
+    C = GradientCovariance(model, samples)
+    follow(C, model, way, [(x, y)] * 3)
+    want = by_rows(model, F.mse_loss, x, y, samples == "first")
     for name, have in C.diagonal().items():
         torch.testing.assert_close(have, want[name], **CLOSE)
 

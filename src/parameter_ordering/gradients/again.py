@@ -4,7 +4,8 @@ For a layer without a formula: it runs once more on the input that it had, alone
 numbers that it drew. What flows back through the rows of sample i of its output is the share of i.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,27 +70,38 @@ class Again:
             parts = list(_mapped(call, parameters, axis, call.within.S or 0))
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return False
-        w, outputs, direct = _run(call, parameters, axis)
-        want = torch.autograd.grad(outputs, list(w.values()), direct, allow_unused=True)
-        for name, g in zip(w, want, strict=True):
+        want = _run(call, parameters, axis, partial(torch.autograd.grad, allow_unused=True))
+        for (name, w), g in zip(parameters.items(), want, strict=True):
             total = sum(part[name].sum(0) for part in parts)
             size = sum(float(part[name].norm()) for part in parts)
-            g = torch.zeros_like(w[name]) if g is None else _dense(g)
+            g = torch.zeros_like(w) if g is None else _dense(g)
             if not float((total - g).norm()) <= rounding(g.dtype) * size:
                 return False
         return True
 
 
 def _run(
-    call: Call, parameters: dict[str, Tensor], axis: int
-) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-    """The parameters as leaves, the outputs that have an axis of samples, their gradients."""
+    call: Call,
+    parameters: dict[str, Tensor],
+    axis: int,
+    then: Callable[[list[Tensor], list[Tensor], list[Tensor]], Any],
+) -> Any:
+    """What ``then`` makes of outputs with an axis of samples, parameters and output gradients.
+
+    The parameters are leaves, and the module has them until ``then`` is over: what it checkpoints
+    it runs once more.
+    """
     w = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-    leaves = tree_leaves(_call(call, w, call.args, call.kwargs, parameters))
-    # A number of all samples, such as the loss, passes its gradient on through their rows.
-    found = [(leaves[k], d) for k, d in _by_samples(call, axis).items()]
-    outputs = [output for output, _ in found if output.requires_grad]
-    return w, outputs, _direct(outputs, [d for output, d in found if output.requires_grad])
+
+    def differentiate(output: object) -> Any:
+        leaves = tree_leaves(output)
+        # A number of all samples, such as the loss, passes its gradient on through their rows.
+        found = [(leaves[k], d) for k, d in _by_samples(call, axis).items()]
+        outputs = [output for output, _ in found if output.requires_grad]
+        direct = _direct(outputs, [d for output, d in found if output.requires_grad])
+        return then(outputs, list(w.values()), direct)
+
+    return _call(call, w, call.args, call.kwargs, parameters, differentiate)
 
 
 def _by_samples(call: Call, axis: int) -> dict[int, Tensor]:
@@ -106,8 +118,9 @@ def _call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     parameters: dict[str, Tensor],
-) -> object:
-    layer = call.layer
+    then: Callable[[object], Any],
+) -> Any:
+    layer = _Then(call.layer, then)
     names = {id(p): name for name, p in parameters.items()}
     state = {
         place: w[names[id(p)]] if id(p) in names else p.detach()
@@ -125,7 +138,18 @@ def _call(
         for each in layer.modules():
             if isinstance(each, nn.utils.parametrize.ParametrizationList):
                 each.eval()  # a spectral norm would take a step in training
-        return functional_call(layer, state, args, kwargs, tie_weights=False)
+        return functional_call(layer, state, (args, kwargs), tie_weights=False)
+
+
+class _Then(nn.Module):
+    """A module, and what is to be done with its output."""
+
+    def __init__(self, module: nn.Module, then: Callable[[object], Any]):
+        super().__init__()
+        self.module, self.then = module, then
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.then(self.module(*args, **kwargs))
 
 
 def _direct(outputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
@@ -151,22 +175,27 @@ def _direct(outputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
 
 def _one_by_one(
     call: Call, parameters: dict[str, Tensor], axis: int, first: bool
-) -> Iterator[dict[str, Tensor]]:
+) -> list[dict[str, Tensor]]:
     """One backward pass a sample, through the graph of all."""
-    w, outputs, direct = _run(call, parameters, axis)
-    S = direct[0].shape[axis]
-    for i in range(1 if first else S):
-        rows = [torch.zeros_like(d) for d in direct]
-        for row, d in zip(rows, direct, strict=True):
-            row.narrow(axis, i, 1).copy_(d.narrow(axis, i, 1))
-        more = i + 1 < S and not first
-        found = torch.autograd.grad(
-            outputs, list(w.values()), rows, retain_graph=more, allow_unused=True
-        )
-        yield {
-            name: (torch.zeros_like(p) if g is None else _dense(g)).unsqueeze(0)
-            for (name, p), g in zip(w.items(), found, strict=True)
-        }
+
+    def differentiate(outputs: list[Tensor], w: list[Tensor], direct: list[Tensor]) -> Any:
+        S = direct[0].shape[axis]
+        for i in range(1 if first else S):
+            rows = [torch.zeros_like(d) for d in direct]
+            for row, d in zip(rows, direct, strict=True):
+                row.narrow(axis, i, 1).copy_(d.narrow(axis, i, 1))
+            more = i + 1 < S and not first
+            found = torch.autograd.grad(outputs, w, rows, retain_graph=more, allow_unused=True)
+            shares.append(
+                {
+                    name: (torch.zeros_like(p) if g is None else _dense(g)).unsqueeze(0)
+                    for (name, p), g in zip(parameters.items(), found, strict=True)
+                }
+            )
+
+    shares: list[dict[str, Tensor]] = []
+    _run(call, parameters, axis, differentiate)
+    return shares
 
 
 def _mapped(
@@ -188,7 +217,7 @@ def _mapped(
             for j, (t, m) in enumerate(zip(leaves, mapped, strict=True))
         ]
         args, kwargs = tree_unflatten(several, spec)
-        out = tree_leaves(_call(call, w, args, kwargs, parameters))
+        out = _call(call, w, args, kwargs, parameters, tree_leaves)
         products = [(out[k] * d[k].unsqueeze(axis)).sum() for k in d]
         return torch.stack(products).sum()
 

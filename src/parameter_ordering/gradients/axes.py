@@ -1,5 +1,8 @@
 """On which axis each layer has the samples."""
 
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
 from torch import Tensor, nn
 
 from parameter_ordering.gradients import places
@@ -20,26 +23,34 @@ class Axes:
 
     def learn(self, call: Call, k: int, d: Tensor) -> None:
         """From the gradient d of an output; a fault of the pass if no axis has the samples."""
-        own, within = sample_axis(call.layer, d), call.within
-        candidates = [own] if own is not None else list(dict.fromkeys((self._axis, 0, 1)))
+        layer, within = call.layer, call.within
+        own, here = sample_axis(layer, d), sample_axis(layer, d, k)
+        candidates = [here] if here is not None else list(dict.fromkeys((self._axis, 0, 1)))
         axis = places.axis_of(within, (call, k), d, candidates)
         if axis is None and own not in (None, self._axis):
-            within.faults[call.layer] = self._another(own, d, within)
+            within.faults[layer] = self._another(own, d, within)
         elif axis is None:
-            within.faults[call.layer] = "it has the samples in other places than the loss"
-        elif self._known.setdefault(call.layer, axis) != axis:
-            within.faults[call.layer] = "its samples are on one axis now, on another before"
+            within.faults[layer] = "it has the samples in other places than the loss"
+        elif self._known.setdefault(layer, main := axis if own is None else own) != main:
+            within.faults[layer] = "its samples are on one axis now, on another before"
 
-    def of(self, call: Call, tensors: list[Tensor]) -> int | None:
-        """The axis in what a layer was given and gave."""
-        S, own = call.within.S, sample_axis(call.layer, tensors[0])
-        known = own if own is not None else self._known.get(call.layer)
-        candidates = (self._axis, 0, 1) if known is None else (known,)
-        for axis in candidates:
-            if all(t.dim() > axis and t.shape[axis] == S for t in tensors):
-                return axis
+    def of(
+        self, call: Call, tensors: Sequence[Tensor], outputs: Iterable[int] = repeat(0)
+    ) -> int | None:
+        """The axis in what a layer was given and gave, the latter by places among its outputs."""
+        layer, within, S = call.layer, call.within, call.within.S
+        own = sample_axis(layer, tensors[0])
+        if own in (None, self._axis) or layer in self._known or within.blind:
+            known = self._known.get(layer) if own is None else own
+            for axis in (self._axis, 0, 1) if known is None else (known,):
+                at = (
+                    (t, axis if (here := sample_axis(layer, t, k)) is None else here)
+                    for t, k in zip(tensors, outputs, strict=False)
+                )
+                if all(t.dim() > place and t.shape[place] == S for t, place in at):
+                    return axis
         if own is not None:
-            call.within.faults[call.layer] = self._another(own, tensors[0], call.within)
+            within.faults[layer] = self._another(own, tensors[0], within)
         return None
 
     def side_by_side(self, call: Call, tensors: list[Tensor]) -> bool:

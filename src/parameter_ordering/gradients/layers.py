@@ -87,8 +87,10 @@ def has_rule(layer: nn.Module, ensemble: bool) -> bool:
     return _rule(layer, ensemble) is not None
 
 
-def sample_axis(layer: nn.Module, tensor: Tensor) -> int | None:
-    """Where a layer that says so has its samples; None for the others."""
+def sample_axis(layer: nn.Module, tensor: Tensor, place: int = 0) -> int | None:
+    """Where a layer that says so has its samples in one of its outputs; None for the others."""
+    if isinstance(layer, nn.RNNBase) and place:
+        return 1  # its last states
     if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and tensor.dim() == 3:
         return 0 if layer.batch_first else 1
     return None

@@ -22,12 +22,12 @@ from parameter_ordering.gradients.recorder import Call, Edges, Pass
 _KEEP = frozenset(
     """Abs Acos Acosh Add Addcdiv Addcmul Alias Asin Asinh Atan Atan2 Atanh AvgPool1D
     AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D
-    Celu Clamp ClampMax ClampMin Clone Cos Cosh
+    BinaryCrossEntropy BinaryCrossEntropyWithLogits Celu Clamp ClampMax ClampMin Clone Cos Cosh
     CudnnBatchNorm CudnnRnn Div Dropout Elu Erf Erfc Exp Expm1 Expand FusedDropout Gelu Glu Gru
     Hardsigmoid Hardswish Hardtanh HuberLoss LeakyRelu Lerp Log Log1P Log2
     LogSigmoid LogSoftmax Logit Lstm MaskedFill MaxPool2DWithIndices
-    MaxPool3DWithIndices Maximum Minimum Mish MkldnnRnnLayer Mul NanToNum NativeBatchNorm
-    NativeDropout NativeGroupNorm NativeLayerNorm Neg PixelShuffle Pow PReluKernel
+    MaxPool3DWithIndices Maximum Minimum Mish MkldnnRnnLayer Mul MseLoss NanToNum NativeBatchNorm
+    NativeDropout NativeGroupNorm NativeLayerNorm Neg NllLoss NllLoss2D PixelShuffle Pow PReluKernel
     Reciprocal Relu ReshapeAlias Rrelu Rsqrt Rsub Rmsnorm Selu Sigmoid Sign Silu Sin Sinh
     SmoothL1Loss Softmax Softplus Softshrink Sqrt Square Sub T Tan Tanh Threshold To ToCopy Tril
     Triu Im2Col Col2Im UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
@@ -62,7 +62,8 @@ _FIXED = {
 }
 # What adds up along an axis; with weights of zero and one that is a choice, if rows are on two.
 _ALONG = frozenset(
-    """Cumsum LinalgVectorNorm LogSumExp Max Mean Norm Prod Std Sum Var""".lower().split()
+    """Amax Amin Cumsum LinalgVectorNorm LogSumExp Max Mean Norm Prod Std Sum Var
+    VarMean""".lower().split()
 )
 
 
@@ -110,11 +111,11 @@ def _keeps(node: Node, name: str, kind: str, following: tuple[Any, ...], S: int)
     if name.endswith("AccumulateGrad"):
         return True
     if name[-1].isdigit():  # of torch: functions of others have a name without a number
-        if kind in _KEEP:
-            return True
         shape = _shape(node)
+        if kind in _KEEP or not shape:  # all rows end in one number, such as a loss
+            return True
         if kind.startswith(_FIRST):
-            return bool(shape) and shape[0] % S == 0
+            return shape[0] % S == 0
         if kind in _ALONG:
             return _shape(*following[0]).count(S) < 2
         if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows

@@ -237,8 +237,8 @@ class Shares:
     def _repeat(self, within: Pass) -> None:
         """Layers without a rule, differentiated again."""
         for call, names in self._later.items():
-            d = list(call.gradients.values())
-            axis = self._axes.of(call, [t for t in d if t.dim()] or d)
+            d = {k: t for k, t in call.gradients.items() if t.dim()} or call.gradients
+            axis = self._axes.of(call, [*d.values()], d)
             if axis is None:
                 within.faults.setdefault(call.layer, "it has no axis of the samples")
                 continue
