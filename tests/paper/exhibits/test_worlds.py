@@ -107,3 +107,12 @@ def test_prose_names_what_is_beyond_chance_and_where_the_order_is_better(rows):
     assert found["beyond"] == "shared weights on MNIST"
     # World 8 has the effect 0; of those below it, all but the diverged one count on MNIST.
     assert (found["better synthetic_1"], found["better mnist"]) == ("50%", "47%")
+
+
+def test_the_space_is_written_as_a_reader_writes_it():
+    described = pd.DataFrame(
+        {"setting": ["shared_weights"], "range": ["synthetic 1 1 to 2; mnist 3 to 4"], "why": "so"}
+    )
+    page = exhibits.space_table(described).to_html()
+    assert "shared weights" in page
+    assert "Synthetic 1: 1 to 2; MNIST: 3 to 4" in page

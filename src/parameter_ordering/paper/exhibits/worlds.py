@@ -31,6 +31,20 @@ READINGS = {
 _TICKS = (0.1, 0.5, 1, 2, 10)
 
 
+def space_table(described: pd.DataFrame) -> Styler:
+    """The open choices as a reader writes them.
+
+    Args:
+        described: of :func:`.experiments.space.described`.
+    """
+    labels = {name.replace("_", " "): f"{label}:" for name, label in DATA_SETS.items()}
+    shown = described.assign(
+        setting=described.setting.str.replace("_", " "),
+        range=described.range.replace(labels, regex=True),
+    )
+    return styled(shown).hide().set_properties(**{"text-align": "left"})
+
+
 def specification_figure(rows: pd.DataFrame, choices: Mapping[str, pd.DataFrame]) -> Figure:
     """The specification curve: worlds by their effect, and what each of them had chosen below.
 
