@@ -60,8 +60,8 @@ COMPARED_LATE = (
     "recommended",
     "recommended_within_tensors",
 )
-# A data set for each run takes memory, so few of these are trained together.
-OWN_DATA = {"own_data": True, "shard": 5}
+OWN_DATA = {"own_data": True}
+FEW_TOGETHER = {"shard": 5}  # so many orders of so many runs would not stay in the caches
 # Not used in any development of an order. What is known of them are learning curves and the random
 # order on these seeds: they give t0, and a set whose random order costs too little is left out.
 CONFIRMED_ON = ("diabetes", "digits")
@@ -154,7 +154,8 @@ def untouched(name: str, **settings) -> Experiment:
     Each run has a data set or split of its own.
     """
     also = tuple(order for order, names in ALSO_COMPARED.items() if name in names)
-    fresh = OWN_DATA | {"seed": 5, "data_seed": 500, "grid": 6, "orders": COMPARED + also}
+    fresh: dict = OWN_DATA | FEW_TOGETHER | {"seed": 5, "data_seed": 500, "grid": 6}
+    fresh["orders"] = COMPARED + also
     return getattr(experiments, name)(**(fresh | settings))
 
 
