@@ -14,6 +14,8 @@ from urllib.parse import unquote
 _IMAGE = re.compile(r'<img (?P<rest>[^>]*?)src="(?P<src>[^"]+\.svg)"(?P<more>[^>]*?)/?>')
 _SIDES = ("width", "height")
 _PIXELS = 96 / 72  # in a point
+# Of docutils, on references: one is deprecated, and a list has no children then that it may have.
+_ROLE = re.compile(r'<(div|a)([^>]*?) role="(?:doc-biblioentry|doc-backlink|list(?=" class="cit))"')
 _EMPTY = re.compile(r"<th((?:\s[^>]*)?)>(?:&nbsp;|\s|<p>\s*</p>)*</th>")
 _FORMULA = re.compile(r'<th([^>]*)>(<p><span class="math">\\\((.*?)\\\)</span></p>)</th>')
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
@@ -34,6 +36,7 @@ def polished(body: str, file: Callable[[str], Path | None]) -> str:
             the one for phones, if there is any.
     """
     body = _IMAGE.sub(lambda found: _figure(found, file), body)
+    body = _ROLE.sub(r"<\1\2", body)
     body = _EMPTY.sub(r"<td\1></td>", body)
     body = _FORMULA.sub(r'<th\1 aria-label="\3">\2</th>', body)
     body = _TABLE.sub(lambda table: f'<div class="scrolls" tabindex="0">{table[0]}</div>', body)
