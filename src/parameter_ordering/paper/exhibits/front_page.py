@@ -13,13 +13,15 @@ from parameter_ordering.paper.exhibits.ledger_picture import (
     EDGE,
     MARKS,
     OTHER,
-    Html,
     chosen,
+    line,
     parts,
+    strip,
     tally,
     verdict,
 )
-from parameter_ordering.paper.exhibits.style import data_set, number
+from parameter_ordering.paper.exhibits.markup import Html
+from parameter_ordering.paper.exhibits.style import data_set, with_interval
 
 _TICKS = (0.1, 0.3, 1, 3)
 
@@ -86,27 +88,18 @@ def headline(results: Mapping[tuple[str, str], xr.Dataset], says: Mapping[str, s
 
 def _ratio(name: str, t0: str, data: xr.Dataset, says: str) -> str:
     found = growth_ratio(data, "covariance", "random")
-    late = "" if t0 == "early" else " late"
-    head = f'<span class="of">{data_set(name)}, {data_set(t0)}</span>'
+    of = f"{data_set(name)}, {data_set(t0)}"
     said = f"<span>paper: {escape(says)}</span>"
     if found is None:
         what = "hardly grows in any order: no ratio"
-        return (
-            f'<div class="case none{late}">{head}<span class="strip none">{what}</span>{said}</div>'
-        )
+        return line(of, t0, "none", f'<span class="strip none">{what}</span>', said)
     low, high = found.interval()
     tone = "yes" if high < 1 else "no" if low > 1 else "open"
-    error = (high - low) / 4
-    ends = f"{number(low, error)} to {number(high, error)}"
-    words = f"{number(found.value, error)}, 95 % interval {ends}"
+    value, interval = with_interval(found.value, low, high)
     left, at, right = (_on_log_axis(each) for each in (low, found.value, high))
-    return (
-        f'<div class="case {tone}{late}">{head}'
-        f'<span class="strip" role="img" aria-label="{words}" title="{words}">'
-        f'<i class="region" style="left:{_on_log_axis(1):.1f}%;width:0"></i>'
-        f'<i class="bar" style="left:{left:.1f}%;width:{right - left:.1f}%"></i>'
-        f'<i class="dot" style="left:{at:.1f}%"></i></span>{said}</div>'
-    )
+    one = _on_log_axis(1)
+    drawn = strip(f"{value}, 95 % interval {interval}", (one, one), (left, right), at)
+    return line(of, t0, tone, drawn, said)
 
 
 def _on_log_axis(ratio: float) -> float:

@@ -10,27 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 
 from parameter_ordering.paper.evidence.claims import Claim, Claims, Region
 from parameter_ordering.paper.evidence.ledger import Row
 from parameter_ordering.paper.evidence.verdict import CANNOT
-from parameter_ordering.paper.exhibits.style import DATA_SETS, data_set, number
+from parameter_ordering.paper.exhibits.markup import Html
+from parameter_ordering.paper.exhibits.style import DATA_SETS, data_set, number, with_interval
 
 MARKS = {"supported": ("yes", "●"), "not supported": ("no", "✕"), "inconclusive": ("open", "◐")}
 OTHER = ("none", "–")
 _MIDDLE, EDGE = 50.0, 2.0  # percent of a strip: the threshold, and where it is cut off
-
-
-class Html(NamedTuple):
-    """What a notebook shows in its place."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str], split: str = "test") -> list[Row]:
@@ -106,9 +97,8 @@ def _mark(row: Row | None, t0: str, numbers: bool) -> str:
     text = f'<b class="verdict {tone}" role="img" aria-label="{t0}: {row.verdict}">{mark}</b>'
     if not numbers or row.verdict == CANNOT:
         return text
-    error = (row.high - row.low) / 4
-    value, low, high = (number(each, error) for each in (row.estimate, row.low, row.high))
-    return f"{text} {value} <small>{low} to {high}</small>"
+    value, ends = with_interval(row.estimate, row.low, row.high)
+    return f"{text} {value} <small>{ends}</small>"
 
 
 def strips(ledger: Claims, rows: Sequence[Row], splits: Sequence[str] = ("", "test")) -> Html:
@@ -148,15 +138,14 @@ def cases(rows: Sequence[Row]) -> Html:
 
 def _cells(row: Row) -> Iterator[str]:
     level, experiment, t0, split = parts(row)
-    error = (row.high - row.low) / 4
-    interval = f"{number(row.low, error)} to {number(row.high, error)}"
+    estimate, interval = with_interval(row.estimate, row.low, row.high)
     for text, value in (
         (row.id, None),
         (data_set(experiment), None),
         (level, None),
         (data_set(t0), None),
         (split, None),
-        (number(row.estimate, error), row.estimate),
+        (estimate, row.estimate),
         (interval, row.low),
         (row.unit, None),
         (region_in_words(row.region), row.region[0]),
@@ -210,28 +199,36 @@ def _place(value: float, region: Region, scale: float) -> float:
 
 def _strip(row: Row, scale: float) -> str:
     level, experiment, t0, _ = parts(row)
-    late = "" if t0 == "early" else " late"
     new = ", new data" if level == "new data" else ""
     of = f"{data_set(experiment)}, {data_set(t0)}{new}"
     if row.verdict == CANNOT:
-        return (
-            f'<div class="case none{late}"><span class="of">{of}</span>'
-            f'<span class="strip">{escape(row.why)}</span>{verdict(row.verdict)}</div>'
-        )
+        why = f'<span class="strip">{escape(row.why)}</span>'
+        return line(of, t0, "none", why, verdict(row.verdict))
     ends = sorted(_place(end, row.region, scale) for end in (row.low, row.high))
     at = _place(row.estimate, row.region, scale)
     until = 100.0 if np.inf in np.abs(row.region) else _place(row.region[1], row.region, scale)
-    error = (row.high - row.low) / 4
-    estimate, low, high = (number(v, error) for v in (row.estimate, row.low, row.high))
-    words = f"{estimate}, 95 % interval {low} to {high}; claimed: {region_in_words(row.region)}"
-    tone = MARKS.get(row.verdict, OTHER)[0]
+    estimate, interval = with_interval(row.estimate, row.low, row.high)
+    words = f"{estimate}, 95 % interval {interval}; claimed: {region_in_words(row.region)}"
+    drawn = strip(words, (_MIDDLE, until), (ends[0], ends[1]), at)
+    return line(of, t0, MARKS.get(row.verdict, OTHER)[0], drawn, verdict(row.verdict))
+
+
+def line(of: str, t0: str, tone: str, strip: str, told: str) -> str:
+    """A case: what it is of, its strip, and what is said of it."""
+    late = "" if t0 == "early" else " late"
+    return f'<div class="case {tone}{late}"><span class="of">{of}</span>{strip}{told}</div>'
+
+
+def strip(words: str, region: tuple[float, float], bar: tuple[float, float], dot: float) -> str:
+    """A drawn strip, and the same in words; places are percent from its left."""
+    spans = "".join(
+        f'<i class="{name}" style="left:{left:.1f}%;width:{right - left:.1f}%"></i>'
+        for name, (left, right) in (("region", region), ("bar", bar))
+    )
+    text = escape(words)
     return (
-        f'<div class="case {tone}{late}"><span class="of">{of}</span>'
-        f'<span class="strip" role="img" aria-label="{escape(words)}" title="{escape(words)}">'
-        f'<i class="region" style="left:{_MIDDLE:g}%;width:{until - _MIDDLE:.1f}%"></i>'
-        f'<i class="bar" style="left:{ends[0]:.1f}%;width:{ends[1] - ends[0]:.1f}%"></i>'
-        f'<i class="dot" style="left:{at:.1f}%"></i></span>'
-        f"{verdict(row.verdict)}</div>"
+        f'<span class="strip" role="img" aria-label="{text}" title="{text}">'
+        f'{spans}<i class="dot" style="left:{dot:.1f}%"></i></span>'
     )
 
 

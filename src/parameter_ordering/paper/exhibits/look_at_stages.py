@@ -3,11 +3,10 @@
 ``theme/static/stages.js`` draws it; without a script the still figure above it says the same.
 """
 
-import json
 from collections.abc import Mapping
 
 from parameter_ordering.paper.evidence.stage import Point
-from parameter_ordering.paper.exhibits.ledger_picture import Html
+from parameter_ordering.paper.exhibits.markup import Html, interactive
 from parameter_ordering.paper.exhibits.stages import LOOKS, VERSUS
 from parameter_ordering.paper.exhibits.style import DATA_SETS, NAMES
 
@@ -26,10 +25,7 @@ def look_at_stages(found: Mapping[str, list[Point]]) -> Html:
         }
         for name, every in found.items()
     ]
-    text = json.dumps(sets, separators=(",", ":"))
-    return Html(
-        f'<div class="look" data-stages><script type="application/json">{text}</script></div>'
-    )
+    return interactive("data-stages", sets)
 
 
 def _told(every: list[Point], versus: str) -> list[list[float]]:

@@ -6,14 +6,14 @@ frozen, in 35 steps. ``theme/static/look.js`` draws them; without a script there
 
 import base64
 import io
-import json
 from string import ascii_lowercase, digits
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
+from parameter_ordering.paper.exhibits.markup import Html, interactive
 from parameter_ordering.paper.exhibits.style import LOOKS
 
 _STEPS = digits + ascii_lowercase[:26]
@@ -22,33 +22,20 @@ _TENSOR = "0.weight"
 _COLOURS = 36
 
 
-class LookInside(NamedTuple):
-    """What a notebook shows in its place."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-
-def look_inside(data: xr.Dataset) -> LookInside:
+def look_inside(data: xr.Dataset) -> Html:
     """The interactive figure.
 
     Args:
         data: of :meth:`Experiment.run` on MNIST.
     """
     table = numbers(data)
-    text = json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")
     still = _still(table)
     alt = (
         "A square of 28 by 28 pixels: bright where most weights of a pixel are frozen in the "
         "proposed order with half of all parameters frozen. The rim is bright, the middle dark."
     )
-    return LookInside(
-        f'<div class="look" data-look>'
-        f'<noscript><img src="data:image/png;base64,{still}" alt="{alt}" width="280" height="280"/>'
-        f'</noscript><script type="application/json">{text}</script></div>'
-    )
+    image = f'<img src="data:image/png;base64,{still}" alt="{alt}" width="280" height="280"/>'
+    return interactive("data-look", table, f"<noscript>{image}</noscript>")
 
 
 def numbers(data: xr.Dataset) -> dict[str, Any]:

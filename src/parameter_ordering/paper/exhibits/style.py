@@ -167,6 +167,16 @@ def number(value: float, error: float | None = None) -> str:
     return text.removeprefix("-") if not float(text.replace(",", "")) else text.replace("-", "−")
 
 
+def with_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    """A value and its interval, with the digits that the interval leaves.
+
+    >>> with_interval(0.4274, 0.352, 0.541)
+    ('0.43', '0.35 to 0.54')
+    """
+    error = (high - low) / 4
+    return number(value, error), f"{number(low, error)} to {number(high, error)}"
+
+
 def describe(figure: Figure, text: str) -> Figure:
     """Say with numbers what a figure shows, for readers who do not see it."""
     figure.set_label(text)
