@@ -147,12 +147,12 @@ def number(value: float, error: float | None = None) -> str:
     """A number as a reader writes it: a true minus, and the digits that its error leaves.
 
     >>> number(-0.0658, 0.02), number(1234.5), number(0.5), number(1.29e-65)
-    ('−0.07', '1,234', '0.50', '1.3 × 10⁻⁶⁵')
+    ('−0.07', '1,234', '0.5', '1.3 × 10⁻⁶⁵')
 
     Args:
         value: what to write.
         error: standard error or half the width of an interval; it decides the decimals. By default
-            two significant digits are written.
+            a quarter of the value stands for it, which leaves one or two significant digits.
     """
     if not np.isfinite(value):
         return "–" if np.isnan(value) else "−∞"[value > 0 :]
@@ -206,7 +206,7 @@ def in_the_dark(colour: str) -> str:
     """The counterpart of a colour on a dark page: greys change sides, other hues get lighter.
 
     >>> in_the_dark("#000000"), in_the_dark("#ffffff"), in_the_dark("#0072b2")
-    ('#ebebeb', '#1f1f1f', '#2fb1ff')
+    ('#ebebeb', '#1f1f1f', '#2fb4ff')
     """
     hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
     high, low = max(to_rgb(colour)), min(to_rgb(colour))
