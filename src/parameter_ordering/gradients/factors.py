@@ -7,7 +7,7 @@ Axes: *E of the ensemble, S samples, T positions (time steps, pixels), m outputs
 gradients d are those of the loss of the minibatch, times ``scale`` those of a sample's own loss.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -183,28 +183,52 @@ class OuterSum(Factors):
         d = _times(self.d, weights, 0)
         return OuterSum(d, self.x, self.scale, self.shape, self.unfold)
 
-    def _chunk(self, d: Tensor, x: Tensor) -> Tensor:
+    def _product(self, d: Tensor, x: Tensor) -> Tensor:
         return (d @ self.unfold(x).mT).view(-1, *self.shape)
 
-    def _chunks(self) -> Iterator[Tensor]:
-        """The g_i / scale, as many at a time as stay in the cache."""
-        m, T = self.d.shape[-2:]
-        step = max(1, _block(self.d) // (prod(self.shape) // m * max(m, T)))
-        return map(self._chunk, self.d.split(step), self.x.split(step))
-
     def rows(self) -> Tensor:
-        return self.scale * torch.cat(list(self._chunks()))
+        return self.scale * self._product(self.d, self.x)
 
     def first(self) -> Tensor:
-        return self.scale * self._chunk(self.d[:1], self.x[:1])[0]
+        return self.scale * self._product(self.d[:1], self.x[:1])[0]
 
     def total(self) -> Tensor:
-        first, *others = (g.sum(0) for g in self._chunks())
+        parts = zip(self.d.split(self._step()), self.x.split(self._step()), strict=True)
+        first, *others = (self._product(d, x).sum(0) for d, x in parts)
         return self.scale * sum(others, first)
 
+    def _step(self) -> int:
+        """How many samples at a time stay in the cache."""
+        m, T = self.d.shape[-2:]
+        return max(1, _block(self.d) // (prod(self.shape) // m * max(m, T)))
+
+    def _matrices(self, t: Tensor) -> Tensor:
+        """(*groups, m, n)."""
+        return t.reshape(*self.d.shape[1:-1], -1)
+
+    def add_first_(self, C: Tensor, g_S: Tensor, alpha: float) -> None:
+        d, a = self.d[0], self.unfold(self.x[:1])[0].mT
+        add = torch.addmm if d.dim() == 2 else torch.baddbmm
+        for c, g, rows in _row_blocks(C.view_as(self._matrices(C)), self._matrices(g_S), d):
+            r = add(g, rows, a, beta=-1, alpha=self.scale)
+            c.addcmul_(r, r, value=alpha)
+
     def add_squares_(self, C: Tensor, alpha: float) -> None:
-        for g in self._chunks():
-            C.add_(g.square_().sum(0), alpha=alpha * self.scale**2 / len(self.d))
+        alpha *= self.scale**2 / len(self.d)
+        C = C.view_as(self._matrices(C))
+        blocks, step = _row_blocks(C, self.d), min(self._step(), len(self.d))
+        room = C.new_empty(step, *blocks[0][0].shape)
+        for start in range(0, len(self.d), step):
+            n = min(step, len(self.d) - start)
+            a = self.unfold(self.x.narrow(0, start, n)).mT
+            for c, d in blocks:
+                out = room.narrow(0, 0, n).narrow(-2, 0, c.shape[-2])
+                g = torch.matmul(d.narrow(0, start, n), a, out=out)
+                if g.device.type == "cpu":  # in one pass
+                    for each in g:
+                        c.addcmul_(each, each, value=alpha)
+                else:
+                    c.add_(g.square_().sum(0), alpha=alpha)
 
 
 class Lookup(Factors):

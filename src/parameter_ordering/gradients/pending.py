@@ -63,12 +63,12 @@ class Pending:
             alpha: the weight.
         """
         if C.first:
-            g_S = {name: each.to(_like(C, name)) * (mean / self.S) for name, each in g.items()}
-            none = {n: Rows(torch.zeros_like(g_S[n]).unsqueeze(0)) for n in g_S}
-            firsts = {
-                n: _joined(self._firsts[n], mean) if n in self._firsts else none[n] for n in g
-            }
-            C.add(g_S, firsts, alpha)
+            g_S = {name: each.to(_like(C, name)) for name, each in g.items()}
+            if mean != self.S:
+                g_S = {name: each * (mean / self.S) for name, each in g_S.items()}
+            none = {n: [Rows(torch.zeros_like(g_S[n])[None])] for n in g.keys() - self._firsts}
+            firsts = none | self._firsts
+            C.add(g_S, {name: _joined(firsts[name], mean) for name in g}, alpha)
         elif isinstance(C.sum, Tensor):
             own = {name: each.unsqueeze(0) for name, each in g.items()}
             r = C.joined(own, 1)

@@ -8,6 +8,7 @@ times the same numbers. The axis on which it is so is the one that has the sampl
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from parameter_ordering.gradients.coupling import rounding
 from parameter_ordering.gradients.recorder import Call, Edges, Pass
 
+_LEAF = "AccumulateGrad"
 # What keeps each row where it is, whatever the numbers in it.
 _KEEP = frozenset(
     """Abs Acos Acosh Add Addcdiv Addcmul Alias Asin Asinh Atan Atan2 Atanh AvgPool1D
@@ -33,7 +35,7 @@ _KEEP = frozenset(
     Triu Im2Col Col2Im UnsafeView UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
     UpsampleNearest1D UpsampleNearest2D View ViewAsComplex ViewAsReal Where
     FusedRmsNorm""".lower().split()
-)
+) | {_LEAF}
 # What does where the rows are on the first axis, with their own weights or neighbours.
 _FIRST = ("convolution", "mkldnnconvolution", "slowconv", "thnnconv", "scaleddotproduct")
 # What moves rows by numbers that the graph holds, which then are a part of its signature.
@@ -77,15 +79,14 @@ def graph(within: Pass, outputs: Iterable[Node]) -> int:
     signature: list[Any] = [within.S, *map(id, within.calls), *within.calls.values()]
     while stack:
         node = stack.pop()
-        name, following = node.name(), node.next_functions
-        kind = name.rstrip("0123456789").removesuffix("Backward").lower()
-        fixed = _FIXED.get(kind, ()) if name[-1].isdigit() else ()
-        signature += [name, *_shape(node)]
-        signature += [str(getattr(node, f"_saved_{each}", "")) for each in fixed]
-        if hasattr(node, "run_function"):
+        kind, following = _kind(node.name()), node.next_functions
+        signature += [kind or node.name(), *_shape(node)]
+        if kind in _FIXED:
+            signature += [str(getattr(node, f"_saved_{each}", "")) for each in _FIXED[kind]]
+        elif not kind and hasattr(node, "run_function"):
             _look_inside(node, within)
-        elif not within.moving and not fixed:
-            within.moving = not _keeps(node, name, kind, following, within.S or 1)
+        elif not within.moving:
+            within.moving = not _keeps(node, kind, following, within.S or 1)
         for each, place in following:
             if each is not None and each not in numbers:
                 numbers[each] = len(numbers)
@@ -107,24 +108,31 @@ def _look_inside(node: Any, within: Pass) -> None:
     node.run_function = run_and_look
 
 
-def _keeps(node: Node, name: str, kind: str, following: tuple[Any, ...], S: int) -> bool:
-    if name.endswith("AccumulateGrad"):
+@cache
+def _kind(name: str) -> str:
+    """What a node of torch does; nothing for those of others, whose name ends in no number."""
+    if name.endswith(_LEAF):
+        return _LEAF
+    return name.rstrip("0123456789").removesuffix("Backward").lower() if name[-1].isdigit() else ""
+
+
+def _keeps(node: Node, kind: str, following: tuple[Any, ...], S: int) -> bool:
+    if kind in _KEEP:
         return True
-    if name[-1].isdigit():  # of torch: functions of others have a name without a number
-        shape = _shape(node)
-        if kind in _KEEP or not shape:  # all rows end in one number, such as a loss
-            return True
-        if kind.startswith(_FIRST):
-            return shape[0] % S == 0
-        if kind in _ALONG:
-            return _shape(*following[0]).count(S) < 2
-        if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows
-            return _of_parameters(following[-1][0])
-        if kind == "embedding":
-            return _of_parameters(following[0][0])
-        if kind == "bmm" and len(shape) == 3:  # no matrix from samples to samples in it
-            between = {*_shape(*following[0])[2:], *_shape(*following[1])[1:2]}
-            return shape[0] % S == 0 and not (S in between and S in shape[1:])
+    shape = _shape(node)
+    if kind and not shape:  # all rows end in one number, such as a loss
+        return True
+    if kind.startswith(_FIRST):
+        return shape[0] % S == 0
+    if kind in _ALONG:
+        return _shape(*following[0]).count(S) < 2
+    if kind in ("mm", "addmm"):  # rows times a weight, not a matrix times the rows
+        return _of_parameters(following[-1][0])
+    if kind == "embedding":
+        return _of_parameters(following[0][0])
+    if kind == "bmm" and len(shape) == 3:  # no matrix from samples to samples in it
+        between = {*_shape(*following[0])[2:], *_shape(*following[1])[1:2]}
+        return shape[0] % S == 0 and not (S in between and S in shape[1:])
     return all(_of_parameters(each) for each, _ in following)
 
 
@@ -139,7 +147,7 @@ def _of_parameters(node: Any) -> bool:
     for _ in range(8):
         if node is None:
             return False
-        if node.name().endswith("AccumulateGrad"):
+        if _kind(node.name()) == _LEAF:
             return isinstance(node.variable, nn.Parameter)
         following = node.next_functions
         if len(following) != 1:
