@@ -71,8 +71,6 @@ def _run(experiment: Experiment, how: How) -> int:
 
 
 def _draw(data: xr.Dataset, path: Path) -> Iterator[Path]:
-    if "t0" in data.dims:  # stages: a figure shows one t0
-        return
     import matplotlib
 
     matplotlib.use("Agg")
