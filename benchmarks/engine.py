@@ -49,10 +49,7 @@ def measure(name: str, runs: int = RUNS, steps: int | None = None, rounds: int =
         runs=runs, orders=ORDERS, grid=GRID, t0=1, iterations=10**9
     )
     cores = os.cpu_count()
-    shards = [
-        range(start, min(start + experiment.shard, runs))
-        for start in range(0, runs, experiment.shard)
-    ]
+    shards = shards_of(experiment)
     of_shards = [(experiment, shard) for shard in shards]
     for_jax = [for_jax_of(experiment, len(shard), steps) for shard in shards]
     whole = [for_jax_of(experiment, runs, steps)]
@@ -73,6 +70,12 @@ def measure(name: str, runs: int = RUNS, steps: int | None = None, rounds: int =
         "engine / in shards": row["engine"] / row["JAX, in shards"],
         "plain / engine": row["plain"] / row["engine"],
     }
+
+
+def shards_of(experiment: Experiment) -> list[range]:
+    """The runs of each shard of the engine."""
+    runs, shard = experiment.runs, experiment.shard
+    return [range(start, min(start + shard, runs)) for start in range(0, runs, shard)]
 
 
 def engine(share: tuple[Experiment, range], tick: Callable[[], None]) -> None:

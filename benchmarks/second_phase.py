@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from statistics import median
 
-from benchmarks.engine import GRID, ORDERS, RUNS, STEPS, for_jax_of
+from benchmarks.engine import GRID, ORDERS, RUNS, STEPS, for_jax_of, shards_of
 from benchmarks.engine_jax import train as train_by_jax
 from benchmarks.turns import limit_threads
 from parameter_ordering import experiments
@@ -30,8 +30,7 @@ def measure(name: str, rounds: int = 3, **settings: int) -> dict:
     given = {"runs": RUNS, "orders": ORDERS, "grid": GRID, "t0": 1} | settings
     experiment = getattr(experiments, name)(**given)
     cores, runs, steps = os.cpu_count() or 1, experiment.runs, experiment.iterations
-    shards = [min(experiment.shard, runs - at) for at in range(0, runs, experiment.shard)]
-    in_shards = [for_jax_of(experiment, shard, steps) for shard in shards]
+    in_shards = [for_jax_of(experiment, len(shard), steps) for shard in shards_of(experiment)]
     whole = [for_jax_of(experiment, runs, steps)]
     ways: dict[str, tuple[Callable, Sequence, int]] = {
         "engine": (_engine, [experiment], 1),

@@ -69,6 +69,17 @@ def test_a_header_that_is_a_formula_has_a_name(files):
     assert header.text == r"\(n\)"
 
 
+def test_references_carry_no_role_that_is_deprecated(files):
+    html = (
+        '<div role="list" class="citation-list"><div class="citation" role="doc-biblioentry">'
+        '<a role="doc-backlink" href="#id1">1</a></div></div><ul role="list"></ul>'
+    )
+    page = soup(polished(html, files))
+    assert [tag.name for tag in page.find_all(role=True)] == ["ul"]
+    assert page.a.attrs == {"href": "#id1"}
+    assert page.find(class_="citation")
+
+
 def test_the_head_is_read_by_machines():
     text = head.tags("Book", "A <page>", "About it.", "2026-01-02", "1", "https://x.org/", "a.html")
     page = soup(text)

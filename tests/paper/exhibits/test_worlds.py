@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from parameter_ordering.paper.evidence import worlds as evidence
+from parameter_ordering.paper.exhibits import style
 from parameter_ordering.paper.exhibits import worlds as exhibits
+from parameter_ordering.paper.experiments import space
 
 READINGS = list(exhibits.READINGS)
 N = 16
@@ -110,9 +112,6 @@ def test_prose_names_what_is_beyond_chance_and_where_the_order_is_better(rows):
 
 
 def test_the_space_is_written_as_a_reader_writes_it():
-    described = pd.DataFrame(
-        {"setting": ["shared_weights"], "range": ["synthetic 1 1 to 2; mnist 3 to 4"], "why": "so"}
-    )
-    page = exhibits.space_table(described).to_html()
+    page = exhibits.space_table(space.described(style.DATA_SETS)).to_html()
     assert "shared weights" in page
-    assert "Synthetic 1: 1 to 2; MNIST: 3 to 4" in page
+    assert "Synthetic 1: 20 to 640; Boston Housing: 15 to 600" in page

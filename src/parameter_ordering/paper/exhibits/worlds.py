@@ -37,11 +37,7 @@ def space_table(described: pd.DataFrame) -> Styler:
     Args:
         described: of :func:`.experiments.space.described`.
     """
-    labels = {name.replace("_", " "): f"{label}:" for name, label in DATA_SETS.items()}
-    shown = described.assign(
-        setting=described.setting.str.replace("_", " "),
-        range=described.range.replace(labels, regex=True),
-    )
+    shown = described.assign(setting=described.setting.str.replace("_", " "))
     return styled(shown).hide().set_properties(**{"text-align": "left"})
 
 

@@ -6,6 +6,7 @@ there. All data sets of a world share its choices, since one author makes them. 
 were written down before any of the worlds was run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -235,14 +236,19 @@ def choices(worlds: int, data_set: str) -> pd.DataFrame:
     return table.assign(lr=table.lr.where(table.optimizer == "adam", table.lr / SGD_RANGE))
 
 
-def described() -> pd.DataFrame:
-    """Every choice with its range and the reason."""
+def described(names: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Every choice with its range and the reason.
+
+    Args:
+        names: of the data sets for a reader; without them, their own.
+    """
+    shown = names or {name: name for name in DATA_SETS}
     rows = []
     for choice in CHOICES:
+        ends = [f"{shown[name]}: {low:g} to {high:g}" for name, low, high in choice.by_data]
         if choice.values:
-            shown = ", ".join(map(str, dict.fromkeys(choice.values)))
-        else:
-            ends = choice.by_data or (("", choice.low, choice.high),)
-            shown = "; ".join(f"{name} {low:g} to {high:g}".strip() for name, low, high in ends)
-        rows.append({"setting": choice.name, "range": shown.replace("_", " "), "why": choice.why})
+            ends = [", ".join(map(str, dict.fromkeys(choice.values)))]
+        elif not ends:
+            ends = [f"{choice.low:g} to {choice.high:g}"]
+        rows.append({"setting": choice.name, "range": "; ".join(ends), "why": choice.why})
     return pd.DataFrame(rows)
