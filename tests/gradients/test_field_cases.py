@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -331,6 +332,47 @@ def test_a_scaler_is_taken_out(way, samples):
     assert C.t == 3
     for have, want in zip(C.diagonal().values(), plain.diagonal().values(), strict=True):
         torch.testing.assert_close(have, want, **CLOSE)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "fused adam"])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_scaler_that_nobody_gave_is_noticed(optimizer, clips):
+    model, scaler = nn.Linear(3, 2), torch.amp.GradScaler("cpu")
+    optimizer = {
+        "sgd": lambda w: torch.optim.SGD(w, lr=0.1),
+        "adam": lambda w: torch.optim.Adam(w),
+        "fused adam": lambda w: torch.optim.Adam(w, fused=True),
+    }[optimizer](model.parameters())
+    before = model.weight.detach().clone()
+    C = GradientCovariance(model)
+    C.attach(optimizer)
+    scaler.scale(F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2))).backward()
+    if clips:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        with pytest.warns(UserWarning, match=r"times smaller.*scaler=scaler"):
+            scaler.step(optimizer)
+    else:
+        with pytest.raises(RuntimeError, match="scaler=scaler"):
+            scaler.step(optimizer)
+        assert torch.equal(model.weight, before)
+        assert C.t == 0
+
+
+def test_clipping_is_no_scaler():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    C = GradientCovariance(model)
+    C.attach(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for factor in (1.0, 0.3, 0.01):
+            optimizer.zero_grad()
+            F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2)).backward()
+            for w in model.parameters():
+                w.grad *= factor
+            optimizer.step()
+    assert C.t == 3
 
 
 @both

@@ -4,6 +4,8 @@ Passes may be accumulated, scaled, synchronised between processes, clipped or dr
 step. What counts is ``.grad`` as the last backward pass of a step has left it.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ from parameter_ordering.gradients.processes import exchanged, in_data_parallel
 from parameter_ordering.gradients.recorder import Hook, in_backward, silent
 
 _engine: Any = torch.autograd.Variable._execution_engine
+_NO_CLIPPING = 256.0  # a gradient that shrinks by as much is hardly clipped alone
 
 
 class Steps:
@@ -59,6 +62,7 @@ class Steps:
         self._left: dict[str, int] = {}  # the versions of .grad after the last backward pass
         self._passes, self._in_pass, self._error, self._scale = 0, -1, "", 1.0
         self.exact = self._distributed = False
+        self._scale_is_known = scaler is not None
         add = self.optimizer.register_step_pre_hook
         self._handles: list[Any] = [add(Hook(self._before_step))]
         for name, w in parameters.items():
@@ -200,12 +204,37 @@ class Steps:
         try:
             if error:
                 raise RuntimeError(error)
+            if not self._scale_is_known:
+                self._look_for_a_scale(g)
             if self._distributed:
                 g |= exchanged(g, self.parameters)
             self._step(g, self._scale)
         except BaseException:
             self._dropped()
             raise
+
+    def _look_for_a_scale(self, g: dict[str, Tensor]) -> None:
+        """Whether the loss was scaled, as the gradient of the first step tells: it was divided."""
+        told = "; attach(optimizer, scaler=scaler) takes that factor out of C"
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            raise RuntimeError("a GradScaler multiplies the loss" + told)
+        for name, gradient in g.items():
+            factors = _factors(gradient, self.parameters[name].grad)
+            if not len(factors):
+                continue
+            self._scale_is_known, factor = True, factors.median().item()
+            if factor > 1 and math.frexp(factor)[0] == 0.5 and bool((factors == factor).all()):
+                raise RuntimeError(
+                    f"the gradient was divided by {factor:g} before the step, as by a GradScaler "
+                    "that multiplies the loss" + told
+                )
+            if factor > _NO_CLIPPING:
+                warnings.warn(
+                    f"the gradient was made {factor:g} times smaller before the step: if a "
+                    f"GradScaler multiplies the loss{told}",
+                    stacklevel=2,
+                )
+            return
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -233,6 +262,14 @@ def _check(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
 def scale_of(scaler: Any) -> float:
     """The factor that a GradScaler has on the loss."""
     return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
+
+
+def _factors(g: Tensor, there: Tensor | None) -> Tensor:
+    """How many times smaller each element has become, where it is not zero."""
+    if there is None or there.is_sparse or there.shape != g.shape:
+        return g.new_empty(0)
+    some = (g != 0) & (there != 0) & g.isfinite() & there.isfinite()
+    return g[some] / there[some].to(g.dtype)
 
 
 def _copy(g: Tensor) -> Tensor:
