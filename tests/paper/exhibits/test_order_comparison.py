@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from parameter_ordering.paper.exhibits.chapter_tables import NO_RATIO
 from parameter_ordering.paper.exhibits.figures import NAMES
 from parameter_ordering.paper.exhibits.order_comparison import (
     freezable_table,
@@ -15,6 +14,7 @@ from parameter_ordering.paper.exhibits.order_comparison import (
     scores_table,
     stability_table,
 )
+from parameter_ordering.paper.exhibits.tables import NO_RATIO
 from parameter_ordering.paper.orders.scores import SCORES
 
 RUNS, P = 10, 40

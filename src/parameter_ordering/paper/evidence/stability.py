@@ -188,3 +188,8 @@ def _rearranged(similarity: np.ndarray, units: HiddenUnits, p: int) -> np.ndarra
     for each in units:
         places[each] = each[partner]
     return places
+
+
+def correlation(ranks: np.ndarray) -> float:
+    """Spearman's correlation of an order between two runs, mean over pairs; of ranks (R, p)."""
+    return stability(rank_correlations(ranks)).value

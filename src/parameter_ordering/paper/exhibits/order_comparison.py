@@ -12,16 +12,16 @@ import xarray as xr
 from pandas.io.formats.style import Styler
 
 from parameter_ordering.paper.evidence.growth import freezable, mean_growth
+from parameter_ordering.paper.evidence.stability import correlation
 from parameter_ordering.paper.evidence.statistics import mean_difference
-from parameter_ordering.paper.exhibits.chapter_tables import (
+from parameter_ordering.paper.exhibits.style import NAMES, data_set
+from parameter_ordering.paper.exhibits.tables import (
     NO_RATIO,
-    correlation,
     markdown_table,
     ratio,
     styled,
     two_digits,
 )
-from parameter_ordering.paper.exhibits.style import NAMES, data_set
 from parameter_ordering.paper.orders.scores import SCORES
 
 
@@ -77,7 +77,8 @@ def stability_table(compared: Mapping[str, xr.Dataset]) -> Styler:
     """Rank correlation between runs, one row an order, one column a data set."""
     columns = {
         data_set(name): {
-            NAMES[order]: correlation(data, order) for order in data.order.values.tolist()
+            NAMES[order]: correlation(data.ranks.sel(order=order).values)
+            for order in data.order.values.tolist()
         }
         for name, data in compared.items()
     }

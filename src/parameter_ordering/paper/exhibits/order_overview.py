@@ -19,7 +19,6 @@ from scipy.spatial.distance import squareform
 from parameter_ordering.paper.evidence.growth import growth_ratio, mean_growth
 from parameter_ordering.paper.evidence.statistics import mean_difference
 from parameter_ordering.paper.evidence.verdict import evidence, holm, verdict
-from parameter_ordering.paper.exhibits.chapter_tables import ratio
 from parameter_ordering.paper.exhibits.style import (
     COLOURS,
     DATA_SETS,
@@ -28,6 +27,7 @@ from parameter_ordering.paper.exhibits.style import (
     describe,
     number,
 )
+from parameter_ordering.paper.exhibits.tables import ratio
 
 _NOT_IN_THE_RACE = ("oracle", "random_shared")
 # For a squared error fresh gradient is the recommended order.

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from parameter_ordering.paper.evidence.stage import EARLY, LATE, Point, ratios
 from parameter_ordering.paper.evidence.statistics import Ratio
-from parameter_ordering.paper.exhibits.chapter_tables import markdown_table, tell
 from parameter_ordering.paper.exhibits.style import DATA_SETS, INK, NAMES, PALE, describe
+from parameter_ordering.paper.exhibits.tables import markdown_table, tell
 
 VERSUS = ("random", "random_within_tensors")
 LOOKS = {

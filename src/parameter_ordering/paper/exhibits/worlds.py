@@ -19,8 +19,8 @@ from parameter_ordering.paper.evidence.worlds import (
     holds,
     ratio_of,
 )
-from parameter_ordering.paper.exhibits.chapter_tables import styled
 from parameter_ordering.paper.exhibits.style import COLOURS, DATA_SETS, INK, PALE, describe
+from parameter_ordering.paper.exhibits.tables import styled
 
 READINGS = {
     "covariance": "as printed",

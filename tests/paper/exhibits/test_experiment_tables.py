@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from parameter_ordering.paper.exhibits import chapter_tables
+from parameter_ordering.paper.exhibits import experiment_tables, tables
 
 RUNS, K, P = 25, [0, 10, 20, 30, 40, 50, 60], 60
 
@@ -42,7 +42,7 @@ def results(growth):
     ],
 )
 def test_where_the_orders_differ(growth, below, above):
-    numbers = dict(chapter_tables.numbers(results(growth), "late_"))
+    numbers = dict(experiment_tables.numbers(results(growth), "late_"))
     assert (numbers["late_below"], numbers["late_above"]) == (below, above)
     assert "late_within_ratio" not in numbers
 
@@ -50,19 +50,19 @@ def test_where_the_orders_differ(growth, below, above):
 def test_what_half_of_all_frozen_is_of_each_tensor():
     data = results([1.0] * 5)
     data["ranks"] = data.ranks.copy(data=np.broadcast_to(np.arange(P) + 1, (2, RUNS, P)))
-    numbers = dict(chapter_tables.numbers(data))
+    numbers = dict(experiment_tables.numbers(data))
     assert (numbers["half_a"], numbers["half_b"]) == (1.0, 0.25)
 
 
 def test_a_ratio_without_a_denominator_is_a_dash():
     data = results([1.0] * 5)
     data["loss"] = data.loss.where(data.order == "covariance", 3.0)
-    assert chapter_tables.ratio(data, "covariance", "random") == chapter_tables.NO_RATIO
+    assert tables.ratio(data, "covariance", "random") == tables.NO_RATIO
 
 
 def test_a_markdown_table_keeps_formulas_and_commas():
     frame = pd.DataFrame({"a": ["$x$, $y$"]}, pd.Index(["one"], name="name"))
-    text = chapter_tables.markdown_table(frame, "A caption.", name="table-x")
+    text = tables.markdown_table(frame, "A caption.", name="table-x")
     assert text.splitlines() == [
         "```{csv-table} A caption.",
         ":header-rows: 1",

@@ -1,44 +1,20 @@
-"""Tables and numbers that the chapters show."""
+"""What the chapter of one experiment tells: how each order fares, as a table and in numbers."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pandas.io.formats.style import Styler
 
-from parameter_ordering.paper.evidence.growth import growth_ratio, growth_ratios, mean_growth
-from parameter_ordering.paper.evidence.stability import rank_correlations, share_near_one, stability
+from parameter_ordering.paper.evidence.growth import growth_ratios, mean_growth
+from parameter_ordering.paper.evidence.stability import correlation, share_near_one
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
 from parameter_ordering.paper.exhibits.style import NAMES
+from parameter_ordering.paper.exhibits.tables import ratio, styled
 
-NO_RATIO = "–"
 _REVERSE = "covariance_descending"
 _UNDECIDED = "neither faster nor more slowly, as far as these runs can tell, than"
-
-
-def styled(table: pd.DataFrame) -> Styler:
-    """``table.style`` with HTML ids made from the content, so that the same table is the same page.
-
-    pandas draws them at random.
-    """
-    content = repr(table.to_dict("split")).encode()
-    return table.style.set_uuid(hashlib.sha256(content).hexdigest()[:8])
-
-
-def ratio(data: xr.Dataset, order: str, versus: str) -> str:
-    """Growth of the test loss in one order as a ratio to that in another, with its interval."""
-    return tell(growth_ratio(data, order, versus))
-
-
-def tell(found: Ratio | None) -> str:
-    """A ratio with its 95 % interval, or a dash where there is none."""
-    if found is None:
-        return NO_RATIO
-    low, high = found.interval()
-    return f"{found.value:.2f} ({low:.2f}–{high:.2f})"
 
 
 def compare(data: xr.Dataset) -> pd.DataFrame:
@@ -68,7 +44,7 @@ def compare(data: xr.Dataset) -> pd.DataFrame:
             "low": low,
             "high": high,
             "spread": float(loss.sel(order=order).isel(k=slice(1, -1)).std("run").mean()),
-            "correlation": correlation(data, order),
+            "correlation": correlation(data.ranks.sel(order=order).values),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -142,26 +118,3 @@ def _ranges(shares: Sequence[str], found: Sequence[bool]) -> str:
 
 def _interval(low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
-
-
-def markdown_table(frame: pd.DataFrame, caption: str = "", **options: str) -> str:
-    """A table as Markdown, whose cells may hold formulas.
-
-    Args:
-        frame: its index and columns are shown too.
-        caption: above the table.
-        options: of the directive ``csv-table``, "name" to refer to it among others.
-    """
-    lines = [f":{name}: {value}" for name, value in options.items()]
-    head = "\n".join([f"```{{csv-table}} {caption}", ":header-rows: 1", *lines])
-    return f"{head}\n\n{frame.to_csv()}```"
-
-
-def two_digits(value: float) -> str:
-    """For a table; 0 never has a sign."""
-    return f"{round(value, 2) + 0:.2f}"
-
-
-def correlation(data: xr.Dataset, order: str) -> float:
-    """Spearman's correlation of one order between two runs, mean over pairs."""
-    return stability(rank_correlations(data.ranks.sel(order=order).values)).value
