@@ -26,8 +26,8 @@ def scores(
     .. math::
 
         f_j = \bar g_j^2 + \mu\,(\hat v_j - \hat m_j^2), \qquad
-        s_j = f_j \;\text{for a squared error}, \qquad
-        s_j = f_j\,|w_j| \;\text{for a loss that saturates}
+        s_j = \begin{cases} f_j & \text{for a squared error} \\
+        f_j\,|w_j| & \text{for a loss that saturates} \end{cases}
 
     To first order freezing gives up the gradient times the way that the parameter would have gone.
     :math:`\bar g` is the gradient over all of ``batches`` and m and v are Adam's moments, bias

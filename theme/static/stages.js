@@ -26,7 +26,7 @@ for (const place of document.querySelectorAll("[data-stages]")) {
     const lines = [...form.querySelectorAll(":checked[name=sets]")].map((box) => {
       const {name, colour, ratios} = sets[box.value], points = ratios[form.order.value];
       const here = points.find(([left]) => left === stage);
-      told.push(`${name}: ${here ? `${here[1]} (${here[2]} to ${here[3]})` : "no ratio"}`);
+      told.push(`${name}: ${here ? `${here[1].toFixed(2)} (${here[2].toFixed(2)} to ${here[3].toFixed(2)})` : "no ratio"}`);
       const path = points.map(([left, value], i) => `${i ? "L" : "M"}${x(left).toFixed(1)} ${y(value).toFixed(1)}`).join("");
       const bars = points.map(([left, , from, to]) => `M${x(left)} ${y(from)}V${y(to)}`).join("");
       return `<g style="fill:none;stroke:${colour};stroke-width:2"><path d="${path}"/><path d="${bars}"/></g>`

@@ -1,8 +1,9 @@
 """The built pages in a real browser.
 
 What is tested: axe-core finds nothing on any page, light and dark, wide and on a phone; no script
-fails and nothing is fetched from elsewhere; no page scrolls sideways; pictures say what they show;
-nothing jumps; the interactive figure and the table of cases answer to the keyboard.
+fails and nothing is fetched from elsewhere; no page scrolls sideways and no formula is cut; pictures
+say what they show; nothing jumps; the interactive figures and the table of cases answer to the
+keyboard.
 
 They look at ``_build/html``, which ``make book`` has made, and need Chromium.
 """
@@ -19,6 +20,8 @@ SETTINGS = Settings(ROOT, profile="paper")
 HTML = SETTINGS.build / "html"
 BUILT = (HTML / "index.html").is_file()
 VIEWS = [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")]
+CUT = """() => [...document.querySelectorAll('div.math')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
 SHIFTS = """() => new Promise(done => {
     let sum = 0;
     new PerformanceObserver(list => list.getEntries().forEach(e => sum += e.value))
@@ -57,6 +60,7 @@ def test_a_page_in_every_view(windows, axe, docname):
         where = f"{docname}, {size[0]} pixels, {theme}"
         assert not wrong, where
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0], where
+        assert not tab.evaluate(CUT), where
         assert tab.evaluate(SHIFTS) <= 0.05, where
         alts = tab.eval_on_selector_all("article img", "all => all.map(e => e.alt)")
         assert not [alt for alt in alts if len(alt) < 40], where

@@ -78,6 +78,12 @@ def test_panels_of_a_row_stand_below_each_other_on_a_phone(figure):
     assert width < float(re.search(r'width="([\d.]+)pt"', wide)[1])
 
 
+def test_a_list_of_many_lines_keeps_its_height_on_a_phone():
+    tall, _ = plt.subplots(figsize=(7.4, 7))
+    narrow(tall)
+    assert tall.get_size_inches().tolist() == [3.9, 7]
+
+
 def test_the_numbers_of_a_figure(figure, tmp_path):
     (tmp_path / "figure.csv").write_text(drawn(figure))
     table = pd.read_csv(tmp_path / "figure.csv")

@@ -74,7 +74,7 @@ def overview_figure(compared: Mapping[str, xr.Dataset]) -> Figure:
     """
     tables = {name: standings(data) for name, data in compared.items()}
     orders = _sorted(tables)
-    figure, axis = plt.subplots(figsize=(5.4, 1.4 + 0.22 * len(orders)))
+    figure, axis = plt.subplots(figsize=(7.4, 1.4 + 0.23 * len(orders)))
     for line in range(0, len(orders), 2):
         axis.axhspan(line - 0.5, line + 0.5, color=PALE, alpha=0.12, lw=0)
     for column, table in enumerate(tables.values()):

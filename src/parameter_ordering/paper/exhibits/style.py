@@ -241,11 +241,12 @@ def _drawn(n: int, axis: Axes) -> Iterable[tuple[Any, ...]]:
 def narrow(figure: Figure) -> str:
     """The figure for a phone: panels of one row below each other, others closer together.
 
-    The figure stays so.
+    What is tall, as a list of many lines is, keeps its height. The figure stays so.
     """
     panels = [axis for axis in figure.axes if axis.get_subplotspec()]
     grids = [spec.get_geometry() for axis in panels if (spec := axis.get_subplotspec())]
-    height = figure.get_figheight()
+    width, height = figure.get_size_inches()
+    lower = 1 if height > 0.8 * width else 0.72
     for legend in list(figure.legends):
         texts = [text.get_text() for text in legend.get_texts()]
         title = legend.get_title().get_text()
@@ -260,7 +261,7 @@ def narrow(figure: Figure) -> str:
             axis.yaxis.set_tick_params(labelleft=True)
             axis.set_ylabel(axis.get_ylabel() or panels[0].get_ylabel())
         extra = sum(0.2 * len(legend.get_texts()) for legend in figure.legends)
-        figure.set_size_inches(_NARROW, 0.72 * height * len(panels) + extra)
+        figure.set_size_inches(_NARROW, lower * height * len(panels) + extra)
     else:
         figure.set_size_inches(1.35 * _NARROW, height)
     return svg(figure)
