@@ -1,7 +1,7 @@
 """The built pages in a real browser.
 
 What is tested: axe-core finds nothing on any page, light and dark, wide and on a phone; no script
-fails and nothing is fetched from elsewhere; no page scrolls sideways and no formula is cut; pictures
+fails and nothing is fetched from elsewhere; no page scrolls sideways, no formula is cut; pictures
 say what they show; nothing jumps; the interactive figures and the table of cases answer to the
 keyboard.
 
