@@ -78,6 +78,15 @@ def test_panels_of_a_row_stand_below_each_other_on_a_phone(figure):
     assert width < float(re.search(r'width="([\d.]+)pt"', wide)[1])
 
 
+def test_a_colour_bar_goes_along_with_its_panel():
+    figure, (left, _) = plt.subplots(1, 2, figsize=(7.4, 3), layout="constrained")
+    figure.colorbar(left.imshow([[0, 1]]), ax=left)
+    narrow(figure)
+    above, below, bar = (axis.get_position() for axis in figure.axes)
+    assert above.y0 > below.y1
+    assert above.y0 <= bar.y0 < bar.y1 <= above.y1
+
+
 def test_a_list_of_many_lines_keeps_its_height_on_a_phone():
     tall, _ = plt.subplots(figsize=(7.4, 7))
     narrow(tall)

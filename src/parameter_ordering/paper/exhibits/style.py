@@ -244,6 +244,7 @@ def narrow(figure: Figure) -> str:
     What is tall, as a list of many lines is, keeps its height. The figure stays so.
     """
     panels = [axis for axis in figure.axes if axis.get_subplotspec()]
+    bars = [axis for axis in figure.axes if axis.get_label() == "<colorbar>"]  # they go along
     grids = [spec.get_geometry() for axis in panels if (spec := axis.get_subplotspec())]
     width, height = figure.get_size_inches()
     lower = 1 if height > 0.8 * width else 0.72
@@ -254,7 +255,7 @@ def narrow(figure: Figure) -> str:
         where: dict[str, Any] = {"loc": "outside lower center", "ncols": 1, "handlelength": 3}
         handles = [each for each in legend.legend_handles if each is not None]
         figure.legend(handles, texts, title=title, **where)
-    if len(grids) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
+    if len(grids) + len(bars) == len(figure.axes) and all(rows == 1 for rows, *_ in grids):
         grid = GridSpec(len(panels), 1, figure=figure)
         for place, axis in enumerate(panels):
             axis.set_subplotspec(grid[place])
