@@ -1,5 +1,7 @@
 """The tables and numbers of the chapters, on made-up results whose reading is known."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,3 +74,11 @@ def test_a_markdown_table_keeps_formulas_and_commas():
         'one,"$x$, $y$"',
         "```",
     ]
+
+
+def test_the_table_has_the_digits_that_intervals_leave():
+    shown = experiment_tables.show(experiment_tables.compare(results([0.5] * 5))).data
+    assert shown.loc["random", "against random"] == ""
+    value, interval = shown.loc["proposed", ["against random", "95 % interval"]]
+    assert re.fullmatch(r"−0\.\d{3}", value)
+    assert re.fullmatch(r"−0\.\d{3} to −0\.\d{3}", interval)

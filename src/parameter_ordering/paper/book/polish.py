@@ -24,7 +24,7 @@ _VERBATIM = re.compile(
     r"|(\\\(.*?\\\)|\\\[.*?\\\])",
     re.DOTALL,
 )
-_HYPHEN = re.compile(r"(?<![\w.,:/…–−-])-(?=\d)")
+_HYPHEN = re.compile(r"(?<![\w.,:/…–−-])-(?=\d)(?P<zero>0(?:\.0+)?(?![\w.]*\d))?")
 
 
 def polished(body: str, file: Callable[[str], Path | None]) -> str:
@@ -46,14 +46,18 @@ def polished(body: str, file: Callable[[str], Path | None]) -> str:
 def with_minus(html: str) -> str:
     """Numbers below zero with a true minus; code, formulas and drawings stay as they are.
 
-    >>> with_minus("<td>-0.07</td> <code>x = -1</code> pages 3-4, -2 to -1, 1e-3")
-    '<td>−0.07</td> <code>x = -1</code> pages 3-4, −2 to −1, 1e-3'
+    >>> with_minus("<td>-0.07</td> <code>x = -1</code> pages 3-4, -2 to -1, 1e-3, -0.00")
+    '<td>−0.07</td> <code>x = -1</code> pages 3-4, −2 to −1, 1e-3, 0.00'
     """
     parts, last = [], 0
     for verbatim in _VERBATIM.finditer(html):
-        parts += [_HYPHEN.sub("−", html[last : verbatim.start()]), verbatim[0]]
+        parts += [_HYPHEN.sub(_minus, html[last : verbatim.start()]), verbatim[0]]
         last = verbatim.end()
-    return "".join([*parts, _HYPHEN.sub("−", html[last:])])
+    return "".join([*parts, _HYPHEN.sub(_minus, html[last:])])
+
+
+def _minus(found: re.Match) -> str:
+    return found["zero"] or "−"
 
 
 def _figure(found: re.Match, file: Callable[[str], Path | None]) -> str:

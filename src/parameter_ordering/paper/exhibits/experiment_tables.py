@@ -10,7 +10,7 @@ import xarray as xr
 from parameter_ordering.paper.evidence.growth import growth_ratios, mean_growth
 from parameter_ordering.paper.evidence.stability import correlation, share_near_one
 from parameter_ordering.paper.evidence.statistics import Ratio, mean_difference, quantile
-from parameter_ordering.paper.exhibits.style import NAMES
+from parameter_ordering.paper.exhibits.style import NAMES, number, with_interval
 from parameter_ordering.paper.exhibits.tables import ratio, styled
 
 _REVERSE = "covariance_descending"
@@ -52,17 +52,22 @@ def compare(data: xr.Dataset) -> pd.DataFrame:
 def show(comparison: pd.DataFrame):
     """The table of :func:`compare` for a reader."""
     table = comparison.rename(index=NAMES)
-    low, high = table.pop("low"), table.pop("high")
-    table.insert(2, "95 % interval", [_interval(*each) for each in zip(low, high, strict=True)])
-    table.columns = [
-        "growth of test loss",
-        "against random",
-        "95 % interval",
-        "spread over runs",
-        "rank correlation of runs",
+    error = ((table.high - table.low) / 4).fillna(table.growth / 20)
+    difference = [
+        with_interval(*row) if np.isfinite(row[0]) else ("", "")
+        for row in table[["difference", "low", "high"]].itertuples(index=False)
     ]
-    numbers = [column for column in table.columns if column != "95 % interval"]
-    return styled(table).format("{:.3g}", subset=numbers, na_rep="")
+    shown = pd.DataFrame(
+        {
+            "growth of test loss": [*map(number, table.growth, error)],
+            "against random": [value for value, _ in difference],
+            "95 % interval": [interval for _, interval in difference],
+            "spread over runs": [f"{value:.2g}" for value in table.spread],
+            "rank correlation of runs": [number(value, 0.05) for value in table.correlation],
+        },
+        table.index,
+    )
+    return styled(shown)
 
 
 def numbers(data: xr.Dataset, prefix: str = "") -> Iterator[tuple[str, float | str]]:
@@ -114,7 +119,3 @@ def _ranges(shares: Sequence[str], found: Sequence[bool]) -> str:
         if wanted:
             ranges.append(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}")
     return ", ".join(ranges) or "no share"
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
