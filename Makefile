@@ -30,7 +30,7 @@ look: env  ## take a picture of every page, light, dark and on a phone: _build/l
 
 test: env  ## run the tests, and the examples of the documentation
 	@echo "Running the tests and the examples of the docstrings."
-	pytest -n auto
+	pytest -n auto --dist worksteal
 
 lint: env  ## check style, types and who imports whom, and that notebooks carry no outputs
 	ruff check
