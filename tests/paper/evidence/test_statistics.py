@@ -5,6 +5,7 @@ size must be seen with the stated power. Shares are held against the binomial di
 simulations, so that a rate off by a half fails. ``pytest -m slow`` takes thousands of nulls.
 """
 
+import gc
 import math
 
 import numpy as np
@@ -174,7 +175,16 @@ def test_holm_against_its_definition():
     np.testing.assert_allclose(holm([0.02, 0.02, 1.0]), [0.06, 0.06, 1.0])
 
 
+@pytest.fixture
+def no_garbage():
+    """statsmodels collects garbage in each call: a second where so many modules are loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @simulations
+@pytest.mark.usefixtures("no_garbage")
 def test_holm_keeps_the_rate_of_a_whole_ledger(n, plausible):
     """Ten false claims on their boundary beside ten true ones: any false one decided, in 5 %."""
     rng = np.random.default_rng(6)
