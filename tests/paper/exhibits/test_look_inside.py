@@ -52,6 +52,6 @@ def test_losses_are_of_the_first_run_and_of_the_mean(data):
 def test_the_page_holds_data_and_a_still_picture(data):
     page = BeautifulSoup(look_inside(data).html, "html.parser")
     assert json.loads(page.script.string)["runs"] == RUNS
-    image = page.select_one("noscript img")
+    image = page.select_one("noscript > figure > img")
     assert len(image["alt"]) > 40
     assert image["src"].startswith("data:image/png;base64,")

@@ -124,7 +124,7 @@ def _starts(settings: Settings, pdf: Path) -> dict[str, int]:
 
 def _tidy(article: Any, docname: str, settings: Settings) -> None:
     """Leave out what paper has no use for, and make links and names those of one page."""
-    for still in article.select("noscript img"):
+    for still in article.select("noscript > figure"):
         still.find_parent("div").replace_with(still)
     for each in article.select(_LEFT_OUT):
         each.decompose()

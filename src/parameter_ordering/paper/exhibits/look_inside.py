@@ -20,6 +20,7 @@ _STEPS = digits + ascii_lowercase[:26]
 _SIDE = 28
 _TENSOR = "0.weight"
 _COLOURS = 36
+_CAPTION = "How many weights of a pixel are among the first half of all parameters, none to all"
 
 
 def look_inside(data: xr.Dataset) -> Html:
@@ -35,7 +36,8 @@ def look_inside(data: xr.Dataset) -> Html:
         "proposed order with half of all parameters frozen. The rim is bright, the middle dark."
     )
     image = f'<img src="data:image/png;base64,{still}" alt="{alt}" width="280" height="280"/>'
-    return interactive("data-look", table, f"<noscript>{image}</noscript>")
+    figure = f"<figure>{image}<figcaption>{_CAPTION}</figcaption></figure>"
+    return interactive("data-look", table, f"<noscript>{figure}</noscript>")
 
 
 def numbers(data: xr.Dataset) -> dict[str, Any]:
