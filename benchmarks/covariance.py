@@ -66,8 +66,7 @@ def measure(model: str, S: int, seconds: float) -> list[dict]:
         build, draw = LARGER[model]
         x, y = draw(S), torch.randint(0, 10, (S,))
         ways = _ways(partial(build, nn.LSTM), x, y) | _with_opacus(build, x, y)
-        if model != "cnn, group norm":  # these know no attention, and no embedding before an LSTM
-            ways.pop("BackPACK Variance")
+        ways.pop("BackPACK Variance")  # it knows neither attention nor embeddings nor group norm
         if model == "lstm":
             ways.pop("torch.func.vmap(grad)", None)
     else:
