@@ -18,6 +18,7 @@ NAMES = (
     "engine",
     "second_phase",
     "covariance",
+    "followed",
     "masked_adam",
     "selection",
     "training_cost",

@@ -57,7 +57,7 @@ def run(quick: bool = False) -> list[dict]:
         for model in MODELS
         for S in ((8,) if quick else SAMPLES)
         for row in measure(model, S, seconds=0 if quick else 20)
-    ] + [row for model in LARGER for row in measure(model, 4 if quick else 32, 0 if quick else 60)]
+    ]
 
 
 def measure(model: str, S: int, seconds: float) -> list[dict]:
