@@ -29,10 +29,13 @@ class GradientCovariance:
     mean,
 
     .. math::
+
+        \begin{aligned}
         C_t &= (1 - \kappa_t) \, C_{t-1} + \kappa_t V_t, \\
         V_t &= (g_1 - g_S)(g_1 - g_S)^\top
         \quad \text{or} \quad
         V_t = \frac{1}{S} \sum_{i=1}^{S} (g_i - g_S)(g_i - g_S)^\top
+        \end{aligned}
 
     for ``samples="first"``, the paper, or ``"all"``. For independent samples both :math:`V_t` have
     the mean :math:`(1 - 1/S) \, C` with C the covariance of one :math:`g_i`, never of

@@ -20,8 +20,10 @@ SETTINGS = Settings(ROOT, profile="paper")
 HTML = SETTINGS.build / "html"
 BUILT = (HTML / "index.html").is_file()
 VIEWS = [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")]
-CUT = """() => [...document.querySelectorAll('div.math')]
-    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
+CUT = """() => [...document.querySelectorAll('.math')]
+    .filter(e => !e.querySelector('.katex')
+        || e.matches('div') && e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.textContent)"""
 SHIFTS = """() => new Promise(done => {
     let sum = 0;
     new PerformanceObserver(list => list.getEntries().forEach(e => sum += e.value))
