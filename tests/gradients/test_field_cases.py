@@ -355,18 +355,24 @@ def test_a_scaler_that_nobody_gave_is_noticed(optimizer, clips):
     else:
         with pytest.raises(RuntimeError, match="scaler=scaler"):
             scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        scaler.scale(F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2))).backward()
+        with pytest.raises(RuntimeError, match="scaler=scaler"):  # nor is the next step taken
+            scaler.step(optimizer)
         assert torch.equal(model.weight, before)
         assert C.t == 0
 
 
-def test_clipping_is_no_scaler():
+@pytest.mark.parametrize("factor", [1.0, 0.3, 0.01])
+def test_clipping_is_no_scaler(factor):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     C = GradientCovariance(model)
     C.attach(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for factor in (1.0, 0.3, 0.01):
+        for _ in range(3):
             optimizer.zero_grad()
             F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2)).backward()
             for w in model.parameters():

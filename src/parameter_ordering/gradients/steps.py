@@ -222,12 +222,13 @@ class Steps:
             factors = _factors(gradient, self.parameters[name].grad)
             if not len(factors):
                 continue
-            self._scale_is_known, factor = True, factors.median().item()
+            factor = factors.median().item()
             if factor > 1 and math.frexp(factor)[0] == 0.5 and bool((factors == factor).all()):
                 raise RuntimeError(
                     f"the gradient was divided by {factor:g} before the step, as by a GradScaler "
                     "that multiplies the loss" + told
                 )
+            self._scale_is_known = True
             if factor > _NO_CLIPPING:
                 warnings.warn(
                     f"the gradient was made {factor:g} times smaller before the step: if a "
