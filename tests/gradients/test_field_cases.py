@@ -364,6 +364,20 @@ def test_a_scaler_that_nobody_gave_is_noticed(optimizer, clips):
         assert C.t == 0
 
 
+def test_an_average_by_hand_is_told_to_divide_the_losses():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    C = GradientCovariance(model)
+    C.attach(optimizer)
+    for _ in range(4):
+        F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2)).backward()
+    for w in model.parameters():
+        w.grad /= 4
+    with pytest.raises(RuntimeError, match="divided by 4 .* divide their losses"):
+        optimizer.step()
+    assert C.t == 0
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.3, 0.01])
 def test_clipping_is_no_scaler(factor):
     model = nn.Linear(3, 2)

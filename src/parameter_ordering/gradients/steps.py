@@ -225,8 +225,8 @@ class Steps:
             factor = factors.median().item()
             if factor > 1 and math.frexp(factor)[0] == 0.5 and bool((factors == factor).all()):
                 raise RuntimeError(
-                    f"the gradient was divided by {factor:g} before the step, as by a GradScaler "
-                    "that multiplies the loss" + told
+                    f"the gradient was divided by {factor:g} before the step: if a GradScaler "
+                    f"multiplies the loss{told}; to average minibatches, divide their losses"
                 )
             self._scale_is_known = True
             if factor > _NO_CLIPPING:
