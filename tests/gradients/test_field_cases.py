@@ -373,7 +373,7 @@ def test_an_average_by_hand_is_told_to_divide_the_losses():
         F.mse_loss(model(torch.randn(S, 3)), torch.randn(S, 2)).backward()
     for w in model.parameters():
         w.grad /= 4
-    with pytest.raises(RuntimeError, match="divided by 4 .* divide their losses"):
+    with pytest.raises(RuntimeError, match=r"divided by 4 .* divide their losses"):
         optimizer.step()
     assert C.t == 0
 

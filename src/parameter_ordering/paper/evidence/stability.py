@@ -102,7 +102,7 @@ def rank_correlations(
     array([[ 1., -1.],
            [-1.,  1.]])
     """
-    ranks = np.asarray(ranks)
+    ranks = rankdata(ranks, axis=1)
     alive = np.ones(ranks.shape, bool) if alive is None else np.asarray(alive)
     rho = np.eye(len(ranks))
     for a, b in combinations(range(len(ranks)), 2):
@@ -110,7 +110,9 @@ def rank_correlations(
         both = alive[a] & alive[b][places]
         if both.sum() < 3:
             raise ValueError(f"runs {a} and {b} have {both.sum()} parameters in common: no order")
-        pair = rankdata([ranks[a][both], ranks[b][places][both]], axis=1)
+        pair = np.stack([ranks[a][both], ranks[b][places][both]])
+        if not both.all():
+            pair = rankdata(pair, axis=1)
         rho[a, b] = rho[b, a] = np.corrcoef(pair)[0, 1]
     return rho
 

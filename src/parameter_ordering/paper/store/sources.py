@@ -69,6 +69,7 @@ class Imports:
         self.packages: set[str] = set()
         self._path = [*([str(folder)] if folder else []), *sys.path]
         self._followed: set[str] = set()
+        self._located: dict[str, Path | None] = {}
 
     def described(self, *, docstrings: bool = True) -> dict[str, dict[str, str]]:
         """``{"sources": {module: hash}, "packages": {name: version}}``.
@@ -95,11 +96,11 @@ class Imports:
 
     def follow(self, tree: ast.AST, package: str = "") -> None:
         """Add what ``tree`` imports; ``package`` is what its relative imports start from."""
-        for node in ast.walk(tree):
+        for node in _imports(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     self._module(alias.name)
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 module = _absolute(node, package)
                 for alias in node.names:
                     self._member(module, alias.name)
@@ -125,7 +126,7 @@ class Imports:
         if path.name == "__init__.py":
             if self._locate(f"{module}.{name}"):
                 return self._module(f"{module}.{name}")
-            for node in ast.walk(_read(path)):
+            for node in _imports(_read(path)):
                 if isinstance(node, ast.ImportFrom):
                     for alias in node.names:
                         if (alias.asname or alias.name) == name:
@@ -134,6 +135,11 @@ class Imports:
 
     def _locate(self, name: str) -> Path | None:
         """Path of a module of the project; its parent packages, which run with it, are added."""
+        if name not in self._located:
+            self._located[name] = self._search(name)
+        return self._located[name]
+
+    def _search(self, name: str) -> Path | None:
         top, *rest = name.split(".")
         if top in sys.stdlib_module_names:
             return None
@@ -193,6 +199,11 @@ def _parse(code: str) -> ast.Module:
         return ast.parse(code)
     except SyntaxError:  # the run will say so, with the place
         return ast.parse("")
+
+
+@cache
+def _imports(tree: ast.AST) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    return tuple(n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom))
 
 
 def _bare(tree: ast.Module) -> ast.Module:
